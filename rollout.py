@@ -6,9 +6,9 @@ right after the result, until the tree has M leaves. What is left of the budget 
 prompt. Every tree ends with exactly M leaves; with N = M nothing forks, and this is GRPO's sampling.
 
     paper             here                              paper         here
-    M, N, Z, k        num_generations, num_initial,     ΔH_t          Decision.delta
-                      fan_out, entropy_tokens           P_t           Decision.prob
-    H_initial, H_t    initial_entropy, entropy          α, β, τ       base_prob, entropy_weight, threshold
+    M, N, Z, k        num_generations, num_initial,     ΔH_t, P_t     Decision.delta, Decision.prob
+                      fan_out, entropy_tokens           α, β, τ       base_prob, entropy_weight, threshold
+    H_initial, H_t    initial_entropy, entropy
 
 Axis letters, here and in the other files: Q questions, M leaves of a tree, N nodes of a tree,
 B rows of a batch, T tokens, C cached columns, V vocabulary.
@@ -21,9 +21,11 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from os.path import commonprefix
+from typing import Literal
 
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from tools import CLOSING_TAGS, LIMIT_TEXT, ToolCall, ToolResult, encode_result, parse_call
 
@@ -39,32 +41,36 @@ class RolloutConfig:
     base_prob: float = 0.5  # α
     entropy_weight: float = 0.2  # β
     threshold: float = 0.5  # τ
-    branch_rule: str = "threshold"  # P > τ; or "coin": with probability P (the released code)
-    entropy_timing: str = "after"  # the tool result; or "before" it (the released code)
-    entropy_norm: str = "log_vocab"  # ΔH / ln V; or "vocab": ΔH / V (the paper's text)
-    fork_at: str = "result"  # right after the result; or "probe": after the k measured tokens
+    branch_rule: Literal["threshold", "coin"] = "threshold"  # P > τ; or with probability P, as the released code
+    entropy_timing: Literal["after", "before"] = "after"  # the tool result; or before it, as the released code
+    entropy_norm: Literal["log_vocab", "vocab"] = "log_vocab"  # ΔH over ln V; or over V, as the paper prints
+    fork_at: Literal["result", "probe"] = "result"  # right after the result; or after the k measured tokens
     shuffle_entropy: bool = False  # control: ΔH permuted among a wave's candidates
     temperature: float = 1.0  # of sampling; 0 takes the likeliest token
     max_completion_length: int = 512  # tokens of a trajectory after the prompt, results included
-    max_turn_tokens: int = 128
-    max_result_tokens: int = 128
+    max_turn_tokens: int = 128  # sampled tokens of a turn
+    max_result_tokens: int = 128  # tokens of a tool result that the policy reads
     max_tool_calls: int = 6  # of a trajectory
     wave_quorum: float = 1.0  # share of the rows that must have stopped to end a call of generate
 
     def __post_init__(self):
-        if not 1 <= self.num_initial <= self.num_generations:
-            raise ValueError(
-                f"num_initial (N) must lie between 1 and num_generations (M = {self.num_generations}), "
-                f"found {self.num_initial}"
-            )
+        m = self.num_generations
+        if not 1 <= self.num_initial <= m:
+            raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), found {self.num_initial}")
         for name in ("fan_out", "entropy_tokens", "max_completion_length", "max_turn_tokens", "max_result_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 < self.wave_quorum <= 1:
-            raise ValueError(f"wave_quorum must lie in (0, 1], found {self.wave_quorum}")
 
 
-# ---------------------------------------------------------------------------------- the tree
+@dataclass
+class Sample:
+    """T tokens sampled by the policy, and why it stopped."""
+
+    ids: list[int] = field(default_factory=list)  # the stop token included
+    logprobs: list[float] = field(default_factory=list)  # of the sampler, at its temperature
+    entropies: list[float] = field(default_factory=list)  # nats, full vocabulary, temperature 1
+    # "call" at a closing tool tag, "end" at the end token, "length" at the limit; "" where it wants to go on
+    stopped: str = ""
 
 
 @dataclass
@@ -75,24 +81,23 @@ class Decision:
     initial_entropy: float  # H_initial, nats
     delta: float  # ΔH_t, normalised
     prob: float  # P_t
+    bar: float  # what P_t had to exceed: τ, or the coin
     wave: int
-    new_paths: int = 0
-    why: str = ""
+    new_paths: int  # 0 also where the budget was spent
 
 
 @dataclass
-class Node:
-    """One turn of the policy: tokens it sampled, then the tokens of a tool result."""
+class Node(Sample):
+    """One turn of the policy, all of it trained on, then the tokens of a tool result, none of them.
 
-    parent: int  # index into Tree.nodes, or PROMPT
-    rank: int  # place among its siblings; the lowest continues the path that came here
-    ids: list[int]  # sampled tokens, stop token included: all of them are trained on, nothing else is
-    logprobs: list[float]  # of the sampler, at its temperature
-    entropies: list[float]  # nats, full vocabulary, temperature 1
-    end: str  # "call", "probe" (cut by a fork); and at leaves "end", "length", "calls"
+    `stopped` is "call", or "probe" where a fork cut the turn; at leaves "end", "length" or "calls".
+    """
+
+    parent: int = PROMPT  # index into Tree.nodes
+    rank: int = 0  # place among its siblings; the lowest continues the path that came here
     call: ToolCall | None = None
     result: ToolResult | None = None
-    observation: list[int] = field(default_factory=list)  # the result's tokens, as the policy reads them
+    observation: list[int] = field(default_factory=list)  # the result as the policy reads it
     decision: Decision | None = None
 
 
@@ -102,7 +107,7 @@ class Tree:
     nodes: list[Node] = field(default_factory=list)
 
     def leaves(self) -> list[int]:
-        return [n for n, node in enumerate(self.nodes) if node.end in ("end", "length", "calls")]
+        return [n for n, node in enumerate(self.nodes) if node.stopped in ("end", "length", "calls")]
 
     def path(self, leaf: int) -> list[int]:
         """Indices of the nodes from the first turn to `leaf`."""
@@ -110,15 +115,6 @@ class Tree:
         while self.nodes[nodes[0]].parent != PROMPT:
             nodes.insert(0, self.nodes[nodes[0]].parent)
         return nodes
-
-    def turns(self, leaf: int) -> list[list[int]]:
-        """The sampled ids of each turn on the way to `leaf`."""
-        turns: list[list[int]] = [[]]
-        for n in self.path(leaf):
-            turns[-1] = turns[-1] + self.nodes[n].ids
-            if self.nodes[n].observation:
-                turns.append([])
-        return turns
 
     def descends(self) -> torch.Tensor:
         """D (N, M), 0/1: leaf m passes through node n."""
@@ -133,25 +129,6 @@ class Tree:
         order = sorted(range(len(self.nodes)), key=lambda n: [self.nodes[i].rank for i in self.path(n)])
         place = {PROMPT: PROMPT} | {old: new for new, old in enumerate(order)}
         return Tree(self.prompt, [replace(self.nodes[n], parent=place[self.nodes[n].parent]) for n in order])
-
-
-# ---------------------------------------------------------------------------------- the sampler
-
-
-@dataclass
-class Sample:
-    """T sampled tokens. `stopped` is "call", "end" or "length"; "" where the row wants to go on, "idle" at limit 0."""
-
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    stopped: str = ""
-
-    def extend(self, other: "Sample") -> None:
-        self.ids += other.ids
-        self.logprobs += other.logprobs
-        self.entropies += other.entropies
-        self.stopped = other.stopped
 
 
 @dataclass(eq=False)
@@ -170,7 +147,7 @@ class Path:
     initial_entropy: float = math.nan  # H_initial
     last_entropy: float = math.nan  # of the last finished turn
     may_branch: bool = True  # top-up paths may not
-    start: "Path | None" = None  # itself when the turn began, if it is the first to leave its node: siblings' start
+    start: "Path | None" = None  # a copy from when the turn began, if it is the first to leave its node
     turn: Sample = field(default_factory=Sample)  # sampled since its node
 
 
@@ -180,72 +157,54 @@ def uniform(key: str, position: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-class _Draw(LogitsProcessor):
-    """Draws every row's token by inverse CDF from its own randomness; notes log-prob and entropy.
+class _Step(LogitsProcessor):
+    """One decoding step of B rows: notes entropies, draws tokens, and stops rows.
 
-    It is the only logits processor and sees the raw logits, (B, V). All but the drawn token get -inf,
-    so that `generate`, decoding greedily, takes what was drawn here.
+    It is the only logits processor and sees the raw logits (B, V). A token is drawn by inverse CDF from
+    its row's own randomness; all others get -inf, so that `generate`, decoding greedily, takes it. A
+    closing tag may be several tokens and may end inside one: only tokens that contain ">" can complete
+    it, and only rows that just drew such a token are decoded.
     """
 
-    def __init__(self, rows: list[Path], temperature: float):
-        self.rows, self.temperature = rows, temperature
-        self.logprobs: list[torch.Tensor] = []  # per step, (B,)
-        self.entropies: list[torch.Tensor] = []
+    def __init__(self, sampler: "Sampler", rows: list[Path], quorum: float, on_stop):
+        self.sampler, self.rows, self.on_stop = sampler, rows, on_stop
+        self.samples = [Sample() for _ in rows]
+        self.done = [row.limit == 0 for row in rows]
+        self.enough = len(rows) - math.floor((1 - quorum) * self.done.count(False))
+        self.logprobs, self.entropies = [], []  # a tensor (B,) a step
 
     def __call__(self, input_ids, logits):
-        step = len(self.logprobs)
-        logp = logits.float().log_softmax(-1)
+        logp, temperature = logits.float().log_softmax(-1), self.sampler.temperature
         self.entropies.append(-(logp.exp() * logp).nan_to_num().sum(-1))
-        if self.temperature not in (0, 1):
-            logp = (logits.float() / self.temperature).log_softmax(-1)
-        if self.temperature == 0:
-            tokens = logits.argmax(-1, keepdim=True)
+        if temperature == 0:
+            tokens = logp.argmax(-1, keepdim=True)
         else:
-            cdf = logp.double().exp().cumsum(-1)
-            u = torch.tensor([uniform(row.key, len(row.ids) + step) for row in self.rows], dtype=torch.float64)
-            tokens = torch.searchsorted(cdf, u.to(cdf.device)[:, None] * cdf[:, -1:], right=True)
-            tokens.clamp_(max=logits.shape[-1] - 1)
+            logp = logp if temperature == 1 else (logits.float() / temperature).log_softmax(-1)
+            cdf, step = logp.double().exp().cumsum(-1), len(self.logprobs)
+            u = torch.tensor([[uniform(row.key, len(row.ids) + step)] for row in self.rows], dtype=torch.double)
+            tokens = torch.searchsorted(cdf, u.to(cdf.device) * cdf[:, -1:], right=True)
         self.logprobs.append(logp.gather(-1, tokens).squeeze(-1))
+        if not self.finished():
+            self._note(tokens.flatten().tolist(), self.sampler.may_stop[tokens.flatten()].tolist())
         return torch.full_like(logits, -torch.inf).scatter(-1, tokens, 0.0)
 
+    def finished(self) -> bool:
+        return sum(self.done) >= self.enough
 
-class _Stop(StoppingCriteria):
-    """Stops a row at the end token, at a closing tool tag or at its limit; ends the call at the quorum.
+    def _note(self, tokens: list[int], may_stop: list[bool]) -> None:
+        for i, (row, sample) in enumerate(zip(self.rows, self.samples)):
+            if not self.done[i]:
+                sample.ids.append(tokens[i])
+                sample.stopped = self._reason(row.ids[row.turn_start :] + sample.ids) if may_stop[i] else ""
+                sample.stopped = sample.stopped or ("length" if len(sample.ids) >= row.limit else "")
+                self.done[i] = bool(sample.stopped)
+                if sample.stopped:
+                    self.on_stop(i, sample)
 
-    A closing tag may be several tokens and may end inside one; only tokens that contain ">" can
-    complete it, and only rows that just sampled such a token are decoded.
-    """
-
-    def __init__(self, sampler: "Sampler", rows: list[Path], width: int, quorum: float, on_stop):
-        self.sampler, self.rows, self.width, self.on_stop = sampler, rows, width, on_stop
-        self.reason = ["idle" if row.limit == 0 else "" for row in rows]
-        self.length = [0] * len(rows)
-        self.enough = math.ceil(quorum * self.reason.count("")) + self.reason.count("idle")
-        self.done = torch.tensor([reason != "" for reason in self.reason])
-
-    def __call__(self, input_ids, scores, **kwargs):
-        last, step = input_ids[:, -1], input_ids.shape[1] - self.width
-        may_stop = self.sampler.may_stop[last].tolist()
-        for i, row in enumerate(self.rows):
-            if self.reason[i]:
-                continue
-            self.length[i] = step
-            if may_stop[i]:
-                ids = input_ids[i, self.width :].tolist()
-                self.reason[i] = self._reason(row.ids[row.turn_start :], ids)
-                if self.reason[i]:
-                    self.on_stop(i, Sample(ids, stopped=self.reason[i]))
-            if not self.reason[i] and step >= row.limit:
-                self.reason[i] = "length"
-            self.done[i] = self.reason[i] != ""
-        if int(self.done.sum()) >= self.enough:
-            return torch.ones(len(self.rows), dtype=torch.bool, device=input_ids.device)
-        return self.done.to(input_ids.device)
-
-    def _reason(self, earlier: list[int], ids: list[int]) -> str:
-        if ids[-1] in self.sampler.end_ids:
+    def _reason(self, turn: list[int]) -> str:
+        if turn[-1] in self.sampler.end_ids:
             return "end"
-        tail = (earlier + ids)[-16:]  # longer than any closing tag
+        tail = turn[-16:]  # longer than any closing tag
         text, before = self.sampler.tokenizer.batch_decode([tail, tail[:-1]])
         return "call" if any(text.count(tag) > before.count(tag) for tag in CLOSING_TAGS) else ""
 
@@ -271,92 +230,76 @@ class Sampler:
         # `generate` fills unset fields from the checkpoint, e.g. a repetition penalty: leave it none.
         model.generation_config = GenerationConfig(pad_token_id=self.pad, eos_token_id=sorted(self.end_ids))
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
-        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.vocab_size))))
+        stops = [t for t, piece in enumerate(pieces) if t in self.end_ids or ">" in (piece or "")]
         self.may_stop = torch.zeros(self.vocab_size, dtype=torch.bool, device=model.device)
-        stops = [t for t, piece in enumerate(pieces) if piece and ">" in piece or t in self.end_ids]
-        self.may_stop[[t for t in stops if t < self.vocab_size]] = True
+        self.may_stop[stops] = True
         self.counts: Counter = Counter()
+
+    def _pad(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-aligned ids (B, T), and True where they are real."""
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=self.model.device)
+        real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=ids.device)
+        self.counts["holes"] += int((~real).sum())
+        return ids, real
 
     @torch.no_grad()
     def prefill(self, prompts: list[list[int]]) -> None:
         """Feeds each prompt once; prompt q is then row q."""
-        width = max(map(len, prompts))
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        self.cache = DynamicCache(config=self.model.config)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
-        )
-        self.ids, self.mask = [list(p) for p in prompts], mask.bool()  # of row b: all ids; its real cached columns
-        self.counts["prefilled"] += int(mask.sum())
-        self.counts["holes"] += int((1 - mask).sum())
+        ids, self.mask = self._pad(prompts)  # the mask marks each row's real columns in the cache (B, C)
+        self.cache, self.ids = DynamicCache(config=self.model.config), prompts
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.model(ids, self.mask.long(), positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.counts["prefilled"] += sum(map(len, prompts))
 
-    def _gather(self, rows: list[Path]) -> list[int]:
-        """Brings the cache into the order of `rows`; returns how many tokens of each it holds (B,)."""
-        cached = self.mask.sum(-1).tolist()
-        kept = []
+    def _gather(self, rows: list[Path]) -> list[list[int]]:
+        """Brings the cache into the order of `rows`; returns the ids of each that are still to be fed."""
+        cached, kept = self.mask.sum(-1).tolist(), []
         for row in rows:
-            source = self.ids[row.source]
-            shared = next((t for t, (a, b) in enumerate(zip(source, row.ids)) if a != b), min(len(source), len(row.ids)))
-            known = min(shared, cached[row.source])
+            shared = len(commonprefix([self.ids[row.source], row.ids]))
+            known = min(shared, cached[row.source])  # of the rest, a token sampled last is shared but not yet fed
             kept.append(min(known, len(row.ids) - 1))  # at least one token must be fed
-            unfed = shared - known  # sampled last in the previous call, and not yet fed
             self.counts["refed"] += known - kept[-1]
-            self.counts["prefilled"] += len(row.ids) - known - unfed
+            self.counts["prefilled"] += len(row.ids) - shared
         sources = torch.tensor([row.source for row in rows], device=self.mask.device)
         columns = self.mask.int().argsort(dim=-1, descending=True, stable=True)[sources]  # real ones first, in order
-        width = max(kept)
-        place = torch.arange(width, device=columns.device) - width + torch.tensor(kept, device=columns.device)[:, None]
+        place = torch.arange(-max(kept), 0, device=columns.device) + torch.tensor(kept, device=columns.device)[:, None]
         index = columns.gather(1, place.clamp(min=0))  # (B, C), right-aligned
         for layer in self.cache.layers:
             layer.keys = layer.keys[sources[:, None], :, index].transpose(1, 2)
             layer.values = layer.values[sources[:, None], :, index].transpose(1, 2)
         self.mask = place >= 0
-        return kept
+        return [row.ids[n:] for row, n in zip(rows, kept)]
 
     def __call__(self, rows: list[Path], quorum: float = 1.0, on_stop=lambda i, sample: None) -> list[Sample]:
         """Samples until the quorum of rows has stopped; `on_stop(i, sample)` is called as row i stops."""
-        kept = self._gather(rows)
-        width, device = self.mask.shape[1], self.mask.device
-        pending = [row.ids[n:] for row, n in zip(rows, kept)]
-        fed = max(map(len, pending))
-        tape = torch.full((len(rows), width + fed), self.pad, device=device)  # cached columns are never read
-        tape[:, width:] = torch.tensor([[self.pad] * (fed - len(p)) + p for p in pending], device=device)
-        real = torch.tensor([[False] * (fed - len(p)) + [True] * len(p) for p in pending], device=device)
-        mask = torch.cat([self.mask, real], dim=1)
-
-        draw = _Draw(rows, self.temperature)
-        stop = _Stop(self, rows, width + fed, quorum, on_stop)
+        pending, real = self._pad(self._gather(rows))
+        self.mask = torch.cat([self.mask, real], dim=1)
+        cached = torch.full((len(rows), self.mask.shape[1] - pending.shape[1]), self.pad, device=pending.device)
+        tape = torch.cat([cached, pending], dim=1)  # `generate` feeds only the columns beyond the cache
+        step, limit = _Step(self, rows, quorum, on_stop), max(row.limit for row in rows)
         out = self.model.generate(
             input_ids=tape,
-            attention_mask=mask.long(),
+            attention_mask=self.mask.long(),
             past_key_values=self.cache,
-            logits_processor=[draw],
-            stopping_criteria=[stop],
-            generation_config=GenerationConfig(
-                max_new_tokens=max(row.limit for row in rows), do_sample=False, pad_token_id=self.pad, use_cache=True
-            ),
+            logits_processor=[step],
+            stopping_criteria=[lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], step.finished(), dtype=torch.bool)],
+            generation_config=GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=self.pad, use_cache=True),
         )
         steps = out.shape[1] - tape.shape[1]
-        if self.cache.get_seq_length() != out.shape[1] - 1:
+        if self.cache.get_seq_length() != out.shape[1] - 1:  # a cache that ended elsewhere was fed twice, silently
             raise RuntimeError(f"the cache holds {self.cache.get_seq_length()} columns, expected {out.shape[1] - 1}")
 
-        ids, logprobs, entropies = (
-            block.tolist()
-            for block in (out[:, -steps:], torch.stack(draw.logprobs, 1), torch.stack(draw.entropies, 1))
-        )
-        taken = [min(n, steps) for n in stop.length]  # on a GPU `generate` may step once more and undo it
-        samples = [Sample(ids[i][:n], logprobs[i][:n], entropies[i][:n], stop.reason[i]) for i, n in enumerate(taken)]
-        lengths = torch.tensor(taken, device=device)
-        self.mask = torch.cat([mask, torch.arange(steps - 1, device=device) < lengths[:, None]], dim=1)
-        self.ids = [row.ids + sample.ids for row, sample in zip(rows, samples)]
-        self.counts["decoded"] += sum(taken)
-        self.counts["holes"] += fed * len(rows) - sum(map(len, pending)) + steps * len(rows) - sum(taken)
-        return samples
-
-
-# ---------------------------------------------------------------------------------- the growth
+        logprobs, entropies = torch.stack(step.logprobs, 1).tolist(), torch.stack(step.entropies, 1).tolist()
+        for i, sample in enumerate(step.samples):
+            sample.logprobs, sample.entropies = logprobs[i][: len(sample.ids)], entropies[i][: len(sample.ids)]
+        lengths = torch.tensor([len(sample.ids) for sample in step.samples], device=out.device)
+        self.mask = torch.cat([self.mask, torch.arange(steps - 1, device=out.device) < lengths[:, None]], dim=1)
+        self.ids = [row.ids + sample.ids for row, sample in zip(rows, step.samples)]
+        self.counts["decoded"] += int(lengths.sum())
+        self.counts["holes"] += steps * len(rows) - int(lengths.sum())
+        return step.samples
 
 
 @dataclass
@@ -403,13 +346,13 @@ class Growth:
 
     def sample(self, path: Path, sample: Sample) -> None:
         """Adds what was sampled; a finished turn becomes a node, and a candidate if it left a result first."""
-        path.ids = path.ids + sample.ids
-        path.turn.extend(sample)
-        if sample.stopped in ("", "idle"):
+        old, path.ids = path.turn, path.ids + sample.ids
+        lists = old.ids + sample.ids, old.logprobs + sample.logprobs, old.entropies + sample.entropies
+        turn = path.turn = Sample(*lists, sample.stopped)
+        if not turn.stopped:
             return
-        turn = path.turn
         measured = turn.entropies[: self.config.entropy_tokens]
-        self.tree.nodes.append(Node(path.node, path.rank, turn.ids, turn.logprobs, turn.entropies, turn.stopped))
+        self.tree.nodes.append(Node(**vars(turn), parent=path.node, rank=path.rank))
         path.last_entropy = sum(measured) / len(measured)
         if path.node == PROMPT:
             path.initial_entropy = path.last_entropy
@@ -427,7 +370,7 @@ class Growth:
         node.call, node.result = call, result
         path.calls += 1
         if result is None or len(observation) >= self._room(path):
-            node.end = "calls" if result is None else "length"
+            node.stopped = "calls" if result is None else "length"
             self.paths.remove(path)
             path.limit = 0
             return
@@ -460,9 +403,7 @@ class Growth:
             coin = uniform(f"{c.path.key}/coin", len(c.start.ids))
             bar = cfg.threshold if cfg.branch_rule == "threshold" else coin
             new = min(cfg.fan_out, self.budget) if prob > bar else 0
-            why = f"P {'>' if prob > bar else '≤'} {'τ' if bar is cfg.threshold else 'coin'} {bar:.4g}"
-            why += ", no budget left" if prob > bar and not new else ""
-            decision = Decision(c.entropy, c.start.initial_entropy, delta, prob, wave, new, why)
+            decision = Decision(c.entropy, c.start.initial_entropy, delta, prob, bar, wave, new)
             self.tree.nodes[c.start.node].decision = decision
             self._branch(c, new)
 
@@ -471,11 +412,11 @@ class Growth:
         node, ids, child = c.start.node, c.start.ids, self.tree.nodes[c.child]
         cut = min(self.config.entropy_tokens, len(child.ids) - 1) if self.config.fork_at == "probe" else 0
         if new and cut:
-            head = Node(child.parent, child.rank, child.ids[:cut], child.logprobs[:cut], child.entropies[:cut], "probe")
-            self.tree.nodes.append(head)
-            node, ids = len(self.tree.nodes) - 1, ids + head.ids
-            child.parent, child.rank = node, 0
-            child.ids, child.logprobs, child.entropies = child.ids[cut:], child.logprobs[cut:], child.entropies[cut:]
+            parts = [child.ids, child.logprobs, child.entropies]
+            self.tree.nodes.append(Node(*(part[:cut] for part in parts), "probe", child.parent, child.rank))
+            child.ids, child.logprobs, child.entropies = (part[cut:] for part in parts)
+            child.parent, child.rank = len(self.tree.nodes) - 1, 0
+            node, ids = child.parent, ids + self.tree.nodes[-1].ids
         for z in range(1, new + 1):
             key = f"{c.path.key}/{len(ids)}.{z}"
             sibling = replace(c.start, key=key, ids=ids, source=c.path.source, node=node, rank=z, wave=c.start.wave + 1)
@@ -490,16 +431,14 @@ def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig, 
     many trees are grown together (`max_rows` bounds the rows of a call, in whole trees). `tools` has
     `submit(call) -> Future[ToolResult]`.
     """
-    together, trees = max(1, max_rows // config.num_generations), []
-    for start in range(0, len(prompts), together):
-        batch = list(zip(prompts[start : start + together], keys[start : start + together]))
-        trees += _grow_together(batch, sampler, tools, tokenizer, config)
-    return trees
+    together = max(1, max_rows // config.num_generations)
+    if len(prompts) > together:
+        chunks = [slice(start, start + together) for start in range(0, len(prompts), together)]
+        grown = (grow_trees(prompts[c], keys[c], sampler, tools, tokenizer, config, max_rows) for c in chunks)
+        return [tree for trees in grown for tree in trees]
 
-
-def _grow_together(batch, sampler, tools, tokenizer, config) -> list[Tree]:
-    sampler.prefill([prompt for prompt, _ in batch])
-    growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(batch)]
+    sampler.prefill(prompts)
+    growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(zip(prompts, keys))]
     while places := [(growth, path) for growth in growths for path in growth.rows()]:
         calls = {}
 

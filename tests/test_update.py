@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from advantage import attribute, group_advantages, loss_weights
-from arpo import Piece, UpdateConfig, make_batches, pack, policy_loss, split, token_logprobs, update
+from advantage import ADVANTAGES, attribute, loss_weights
+from arpo import UpdateConfig, make_batches, pack, policy_loss, split, token_logprobs, tokens, update
 from conftest import grow, random_model
 from rollout import Sampler
 
@@ -184,7 +184,7 @@ def test_the_end_token_is_trained_even_where_pad_is_eos(tokenizer):
     same.pad_token = same.eos_token
     model = random_model(same, 1)
     trees = grow(Sampler(model, same), same, keys=["a", "b"])
-    ended = [n for tree in trees for n in tree.nodes if n.end == "end"]
+    ended = [n for tree in trees for n in tree.nodes if n.stopped == "end"]
     assert ended and all(n.ids[-1] == same.eos_token_id for n in ended)
     batches = make_batches(trees, torch.randn(2, 8), UpdateConfig())
     trained = torch.cat([b.ids[b.trained] for b in batches])
@@ -202,7 +202,7 @@ def test_two_trees_in_one_batch_do_not_see_each_other(grown):
 def test_packed_logprobs_equal_the_samplers(grown):
     model, trees, advantages = grown
     (batch,) = make_batches(trees, advantages, UpdateConfig())
-    assert float((token_logprobs(model, batch) - batch.sampled_logprobs).abs().max()) < 1e-4
+    assert float((token_logprobs(model, batch) - batch.sampler_logprobs).abs().max()) < 1e-4
 
 
 def test_kl_is_zero_at_the_reference_and_weighted_like_the_tokens(grown):
@@ -230,7 +230,7 @@ def test_update_steps_and_keeps_old_logprobs(grown, settings):
     assert any((a != b).any() for a, b in zip(policy.parameters(), model.parameters()))
     if not settings:
         assert metrics["clip_fraction"] == 0  # one step: the ratio is 1 throughout
-        assert metrics["tokens"] == sum(
+        assert metrics["train_tokens"] == sum(
             len(t.prompt) + sum(len(n.ids) + len(n.observation) for n in t.nodes) for t in trees
         )
 
@@ -241,15 +241,15 @@ def test_split_respects_the_budget_and_covers_every_leaf_once(grown):
     below = tree.descends()
     lengths = torch.tensor([float(len(n.ids)) for n in tree.nodes]) @ below
     (weights,) = loss_weights([below], [lengths], "dapo", 100)
-    piece = Piece(tree, list(range(len(tree.nodes))), weights, attribute(values, below, "soft"))
-    budget = piece.tokens() * 2 // 3
-    parts = split(piece, budget)
-    assert len(parts) > 1 and all(part.tokens() <= budget for part in parts)
-    assert torch.equal(sum(part.weights for part in parts), weights)
-    assert len(pack([piece]).ids) == piece.tokens()
+    whole = (tree, weights, attribute(values, below, "soft"))
+    budget = tokens(tree, weights) * 2 // 3
+    parts = split(whole, budget)
+    assert len(parts) > 1 and all(tokens(tree, W) <= budget for _, W, _ in parts)
+    assert torch.equal(sum(W for _, W, _ in parts), weights)
+    assert len(pack([whole]).ids) == tokens(tree, weights)
 
 
 def test_micro_batches_without_length_one(grown):
     """A group without variance gives zeros, and no batch at all where every tree is without."""
     _, trees, _ = grown
-    assert make_batches(trees, group_advantages(torch.ones(3, 6)), UpdateConfig()) == []
+    assert make_batches(trees, ADVANTAGES["group"](torch.ones(3, 6)), UpdateConfig()) == []

@@ -1,0 +1,581 @@
+"""Training from the command line: the SFT cold start and the RL loop.
+
+    python train.py                        ARPO on the built-in world with the built-in model, on a laptop
+    python train.py --algo grpo            the same loop without forks
+    python train.py --model Qwen2.5-1.5B   a real model, with LoRA
+    python train.py --stage sft            the cold start alone
+
+One step of the loop is: grow_trees -> score_leaves -> advantages -> update. A run writes to its folder:
+run.json (settings, versions), metrics.jsonl (a line a step; `METRICS` below says what each number is),
+trees/ (drawn trees), plots/, and the best model by dev accuracy in Hugging Face form.
+"""
+
+import argparse
+import inspect
+import json
+import math
+import platform
+import random
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import peft
+import torch
+import transformers
+from transformers import Qwen2ForCausalLM
+from tqdm import tqdm
+
+from advantage import ADVANTAGES
+from arpo import UpdateConfig, update
+from data import Question
+from data.tiny import build_tokenizer, tiny_config
+from data.world import demonstrations
+from eval import (
+    Policy, Score, Task, bootstrap, comparison_table, draw_tree, encode_prompt, evaluate, expert_scores, load_policy, load_task, load_world,
+    per_question, plot_run, score_leaves, summary_row,
+)  # fmt: skip
+from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
+from sandbox import PythonSandbox
+from tools import Browse, Python, Search, encode_result
+
+TINY = Path(__file__).parent / "data" / "tiny_model"  # made by: python train.py --stage sft --output_dir data/tiny_model
+
+# What each method changes in the settings; "flat" sets N = M, so that nothing forks. Flags on the command line win.
+METHODS = {
+    "arpo": {},
+    "random": {"shuffle_entropy": True},  # control: as many forks, but not where the entropy says
+    "grpo": {"flat": True},
+    "dapo": {"flat": True, "epsilon_high": 0.28, "dynamic_sampling": True, "overlong_buffer": 64},
+    "reinforce++": {"flat": True, "advantage": "batch"},
+    "reinforce++-baseline": {"flat": True, "advantage": "baseline"},
+    "rloo": {"flat": True, "advantage": "leave_one_out"},
+    "dr_grpo": {"flat": True, "advantage": "unscaled", "loss_type": "dr_grpo"},
+}
+
+# Settings that follow the model: the built-in one is trained in full on short texts, real ones with LoRA.
+SIZES = {
+    "tiny": {
+        "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64, "lora_r": 0,
+        "max_result_tokens": 120, "top_k": 2, "learning_rate": 1e-3, "questions_per_step": 12, "max_steps": 60,
+    },
+    "real": {},
+}  # fmt: skip
+
+METRICS = {
+    "step": "number of the step, from 1",
+    "reward": "mean reward of the leaves, bonus and penalties included",
+    "accuracy": "mean accuracy of the leaves, no bonus",
+    "calls_per_leaf": "tool calls on a leaf's path, mean",
+    "calls_per_question": "tool calls really executed for a question's whole tree, mean: a shared call counts once",
+    "initial_entropy": "H over the first k tokens of a trajectory, mean, nats",
+    "entropy_after_tools": "H over the first k tokens after a tool result, mean, nats",
+    "decisions": "results at which the branch rule was applied",
+    "forks": "new paths that the rule started",
+    "top_ups": "trajectories started from the prompt because budget was left",
+    "no_variance": "share of questions whose leaves all have the same reward: they teach nothing",
+    "identical": "share of leaves that repeat another leaf of their tree token by token",
+    "malformed": "share of leaves with a wrong format, truncated ones included",
+    "truncated": "share of leaves that ran out of tokens or calls",
+    "tool_errors": "share of tool calls that did not end in ok",
+    "discarded": "trees thrown away by dynamic sampling; their tokens and calls are counted",
+    "prefilled": "prompt and result tokens fed to the sampler, each once a tree",
+    "refed": "tokens fed again because a fork needs one to sample from",
+    "holes": "columns fed to the sampler for nothing: padding and rows that had stopped",
+    "decoded": "tokens sampled",
+    "leaf_tokens": "prompt, result and sampled tokens summed over leaves: what a loop without sharing handles",
+    "train_tokens": "tokens in the gradient pass; unique ones, unless a tree was split",
+    "trained": "sampled tokens in the gradient pass",
+    "loss": "policy loss; near zero on-policy by construction",
+    "grad_norm": "gradient norm before clipping",
+    "clip_fraction": "share of trained tokens for which the clip bites",
+    "kl_sampler": "KL between the sampler's and the trainer's probabilities of the sampled tokens (k3): numerics",
+    "kl_reference": "KL to the frozen reference over sampled tokens (k3)",
+    "learning_rate": "of this step",
+    "dev_accuracy": "accuracy on dev questions, greedy (evaluation steps only)",
+    "seconds_rollout": "time to grow the trees, tools included",
+    "seconds_update": "time of the update",
+    "tokens_per_second": "decoded plus trained tokens over the time of the step",
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: str = "tiny"  # "tiny", an alias such as Qwen2.5-1.5B, a hub id, or a folder
+    algo: Literal[tuple(METHODS)] = "arpo"  # the method
+    data: str = "world"  # "world", or a JSONL file of questions
+    stage: Literal["rl", "sft"] = "rl"  # reinforcement learning, or the cold start
+    output_dir: str = ""  # the run's folder; default runs/MODEL-ALGO-SEED
+    seed: int = 0  # names all randomness
+    max_steps: int = 100  # RL steps
+    questions_per_step: int = 8  # Q
+    learning_rate: float = 1e-5  # peak
+    warmup_steps: int = 3
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.0
+    dynamic_sampling: bool = False  # replace trees without variance (DAPO)
+    max_resamples: int = 3  # rounds of replacement
+    overlong_buffer: int = 0  # tokens before the limit over which the length penalty grows (DAPO); 0 is off
+    reward_bonus: float = 0.1  # r_M, for a right answer that used search and Python
+    eval_steps: int = 10  # evaluate on dev questions every so many steps
+    eval_questions: int = 100  # dev questions
+    test_questions: int = 300  # held-out questions of the final table
+    save_trees_steps: int = 10  # draw a tree every so many steps
+    sft_steps: int = 1500
+    sft_worlds: int = 400  # worlds that demonstrations are drawn from
+    sft_each: int = 24  # demonstrations from each
+    sft_batch_tokens: int = 6000
+    sft_learning_rate: float = 2e-3
+    lora_r: int = 16  # rank of LoRA on all linear layers; 0 trains all weights
+    load_in_4bit: bool = False  # NF4 weights through bitsandbytes
+    top_k: int = 3  # passages that a search shows
+    threads: int = 0  # of torch on the CPU; 0 leaves it alone
+    dry_run: bool = False  # say what would be done, and stop
+
+
+# ---------------------------------------------------------------------------------- the command line
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """A flag for each field of a dataclass; the comment beside the field is its help."""
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(config), re.MULTILINE))
+    known = {action.dest for action in parser._actions}
+    for f in fields(config):
+        if f.name in known:  # temperature and lengths belong to both rollout and update
+            continue
+        help = comments.get(f.name, "").replace("%", "%%") + f" (default: {f.default})"
+        if f.type is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=help)
+        else:
+            choices = get_args(f.type) or None
+            kind = str if choices else f.type
+            parser.add_argument(f"--{f.name}", type=kind, choices=choices, default=f.default, help=help)
+
+
+def is_tiny(model: str) -> bool:
+    config = Path(model) / "config.json"
+    return model == "tiny" or config.is_file() and json.loads(config.read_text()).get("hidden_size", 10**6) <= 256
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Flags over method over model size over the dataclasses' defaults; hyphens are as good as underscores."""
+    argv = [re.sub(r"^--[\w-]+", lambda m: "--" + m.group()[2:].replace("-", "_"), arg) for arg in argv]
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for config in (TrainConfig, RolloutConfig, UpdateConfig):
+        add_flags(parser, config)
+    first = parser.parse_args(argv)
+    method = dict(METHODS[first.algo])
+    if method.pop("flat", False):
+        method["num_initial"] = first.num_generations
+    parser.set_defaults(**SIZES["tiny" if is_tiny(first.model) else "real"])
+    if "num_initial" in method:
+        method["num_initial"] = parser.parse_args(argv).num_generations
+    parser.set_defaults(**method)
+    args = parser.parse_args(argv)
+    args.output_dir = args.output_dir or f"runs/{Path(args.model).name}-{args.algo if args.stage == 'rl' else 'sft'}-{args.seed}"
+    return args
+
+
+def pick(config: type, args: argparse.Namespace, **changes):
+    """The config dataclass with the values of the flags."""
+    return config(**{f.name: getattr(args, f.name) for f in fields(config)} | changes)
+
+
+ALIASES = {"Qwen": "Qwen/", "SmolLM": "HuggingFaceTB/", "Llama-": "meta-llama/"}
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub id behind a short name."""
+    if name == "tiny":
+        return str(TINY)
+    owner = next((owner for start, owner in ALIASES.items() if name.startswith(start)), "")
+    return name if "/" in name or Path(name).is_dir() else owner + name
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(device: str) -> torch.dtype:
+    """bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+# ---------------------------------------------------------------------------------- cold start
+
+
+def encode_demonstration(tokenizer, question: str, steps, tools, max_result_tokens: int) -> tuple[list[int], list[int]]:
+    """Token ids of an expert's trajectory, its calls really run, and 1 where the expert wrote the token (T,)."""
+    ids = encode_prompt(tokenizer, question)
+    own = [0] * len(ids)
+    for step in steps:
+        turn = f"<think>{step.think}</think><{step.tool}>{step.content}</{step.tool}>"
+        turn_ids = tokenizer.encode(turn, add_special_tokens=False)
+        result = []
+        if step.tool == "answer":
+            turn_ids.append(tokenizer.eos_token_id)
+        else:
+            result = encode_result(tokenizer, tools[step.tool](step.content).text, max_result_tokens)
+        ids += turn_ids + result
+        own += [1] * len(turn_ids) + [0] * len(result)
+    return ids, own
+
+
+def demonstration_set(tokenizer, args, sandbox) -> list[tuple[list[int], list[int]]]:
+    """The flawed expert's trajectories in many worlds, encoded."""
+    encoded, by_world = [], {}
+    for world, question, steps in tqdm(demonstrations(args.sft_worlds, args.sft_each), desc="demonstrations", leave=False):
+        if world.seed not in by_world:
+            search, browse = Search(world.passages, args.top_k), Browse(world.pages)
+            by_world = {world.seed: {"python": Python(sandbox), "search": search, "browse": browse}}
+        tools = by_world[world.seed]
+        encoded.append(encode_demonstration(tokenizer, question.question, steps, tools, args.max_result_tokens))
+    return encoded
+
+
+def sft_batches(examples, batch_tokens: int, seed: int):
+    """Endless batches of similar lengths: ids (B, T), labels (B, T) with -100 where the loss has no term."""
+    rng = random.Random(seed)
+    while True:
+        order = sorted(rng.sample(range(len(examples)), len(examples)), key=lambda i: len(examples[i][0]) + rng.random() * 20)
+        batches, batch = [], []
+        for i in order:
+            if batch and (len(batch) + 1) * len(examples[i][0]) > batch_tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(i)
+        batches.append(batch)
+        rng.shuffle(batches)
+        for batch in batches:
+            width = max(len(examples[i][0]) for i in batch)
+            ids = torch.zeros(len(batch), width, dtype=torch.long)
+            labels = torch.full((len(batch), width), -100)
+            for row, i in enumerate(batch):
+                tokens, own = (torch.tensor(values) for values in examples[i])
+                ids[row, : len(tokens)] = tokens
+                labels[row, : len(tokens)] = tokens.masked_fill(own == 0, -100)
+            yield ids, labels
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, kind: str) -> float:
+    """Of step 1 … steps: linear warm-up, then constant or a cosine down to a tenth."""
+    if step <= warmup:
+        return peak * step / warmup
+    if kind == "constant":
+        return peak
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train_sft(policy: Policy, examples, args) -> float:
+    """Maximum likelihood of the expert's own tokens; returns the mean loss of the last tenth."""
+    model, losses = policy.model.train(), []
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.01, betas=(0.9, 0.98))
+    batches = sft_batches(examples, args.sft_batch_tokens, args.seed)
+    bar = tqdm(range(1, args.sft_steps + 1), desc="sft")
+    for step in bar:
+        ids, labels = (block.to(model.device) for block in next(batches))
+        # right padding: no real token can see it, so no attention mask is needed
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        targets = labels[:, 1:]
+        logits = model.get_output_embeddings()(hidden[targets != -100]).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets[targets != -100])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.sft_steps, args.sft_learning_rate, args.sft_steps // 20, "cosine")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
+    model.eval()
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+# ---------------------------------------------------------------------------------- the RL loop
+
+
+def question_stream(questions: list[Question], seed: int):
+    """Endless questions, each epoch in an order of its own."""
+    epoch = 0
+    while True:
+        for i in np.random.default_rng([seed, epoch]).permutation(len(questions)):
+            yield questions[i]
+        epoch += 1
+
+
+@dataclass
+class Grown:
+    """A question's tree with its scores and rewards (M,)."""
+
+    question: Question
+    tree: Tree
+    scores: list[Score]
+    rewards: torch.Tensor
+
+    def teaches(self) -> bool:
+        return bool(self.rewards.max() > self.rewards.min())
+
+
+def grow_and_score(questions, policy, sampler, tools, rollout: RolloutConfig, args, step: int) -> list[Grown]:
+    prompts = [encode_prompt(policy.tokenizer, q.question) for q in questions]
+    keys = [f"{args.seed}/{step}/{q.id}" for q in questions]
+    trees = grow_trees(prompts, keys, sampler, tools, policy.tokenizer, rollout)
+    grown = []
+    for question, tree in zip(questions, trees):
+        scores = score_leaves(tree, question, policy.tokenizer, args.reward_bonus)
+        rewards = torch.tensor([score.reward for score in scores])
+        if args.overlong_buffer:
+            lengths = torch.tensor([float(score.tokens) for score in scores])
+            rewards = rewards + overlong_penalty(lengths, rollout.max_completion_length, args.overlong_buffer)
+        grown.append(Grown(question, tree, scores, rewards))
+    return grown
+
+
+def collect(stream, policy, sampler, tools, rollout, args, step) -> tuple[list[Grown], list[Grown]]:
+    """A step's trees, and those that dynamic sampling threw away because all their leaves were rewarded alike."""
+    kept = grow_and_score([next(stream) for _ in range(args.questions_per_step)], policy, sampler, tools, rollout, args, step)
+    discarded = []
+    for _ in range(args.max_resamples if args.dynamic_sampling else 0):
+        dull = [g for g in kept if not g.teaches()]
+        if not dull:
+            break
+        fresh = grow_and_score([next(stream) for _ in dull], policy, sampler, tools, rollout, args, step)
+        kept = [g for g in kept if g.teaches()] + fresh
+        discarded += dull
+    return kept, discarded
+
+
+def rollout_metrics(kept: list[Grown], discarded: list[Grown], k: int, num_initial: int) -> dict[str, float]:
+    """What `METRICS` says of trees; counts include what was thrown away, means do not."""
+    leaves = [score for g in kept for score in g.scores]
+    nodes = [node for g in kept for node in g.tree.nodes]
+    every = [node for g in kept + discarded for node in g.tree.nodes]
+    outcomes = Counter(node.result.outcome for node in every if node.result)
+    after, first, identical = [], [], 0
+    for g in kept:
+        for node in g.tree.nodes:
+            head = float(np.mean(node.entropies[:k]))
+            if node.parent == PROMPT:
+                first.append(head)
+            elif g.tree.nodes[node.parent].observation:
+                after.append(head)
+        paths = Counter(str([g.tree.nodes[n].ids for n in g.tree.path(leaf)]) for leaf in g.tree.leaves())
+        identical += sum(count - 1 for count in paths.values())
+    decisions = [node.decision for node in nodes if node.decision]
+    forks = sum(decision.new_paths for decision in decisions)
+    executed = sum(outcomes.values()) - outcomes["refused"] - outcomes["malformed"]
+    return {
+        "reward": float(torch.stack([g.rewards for g in kept]).mean()),
+        "accuracy": float(np.mean([s.accuracy for s in leaves])),
+        "calls_per_leaf": float(np.mean([s.calls for s in leaves])),
+        "calls_per_question": executed / len(kept),
+        "initial_entropy": float(np.mean(first)),
+        "entropy_after_tools": float(np.mean(after)) if after else 0.0,
+        "decisions": len(decisions),
+        "forks": forks,
+        "top_ups": len(leaves) - forks - num_initial * len(kept),
+        "no_variance": float(np.mean([not g.teaches() for g in kept])),
+        "identical": identical / len(leaves),
+        "malformed": float(np.mean([s.answer is None for s in leaves])),
+        "truncated": float(np.mean([s.end != "end" for s in leaves])),
+        "tool_errors": 1 - outcomes["ok"] / max(1, sum(outcomes.values())),
+        "discarded": len(discarded),
+        "leaf_tokens": sum(len(g.tree.prompt) + s.tokens for g in kept for s in g.scores),
+    }
+
+
+class Run:
+    """The run's folder: settings, a line of metrics a step, drawn trees, the best model."""
+
+    def __init__(self, args):
+        self.folder = Path(args.output_dir)
+        (self.folder / "trees").mkdir(parents=True, exist_ok=True)
+        versions = {module.__name__: module.__version__ for module in (torch, transformers, peft, np)}
+        about = {"settings": vars(args), "versions": versions | {"python": platform.python_version()}}
+        (self.folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+        self.metrics = (self.folder / "metrics.jsonl").open("w")
+        self.best = -1.0
+
+    def log(self, row: dict) -> None:
+        rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+        self.metrics.write(json.dumps(rounded) + "\n")
+        self.metrics.flush()
+
+    def draw(self, step: int, grown: Grown, tokenizer, advantages) -> None:
+        text = draw_tree(grown.tree, tokenizer, grown.rewards, advantages)
+        (self.folder / "trees" / f"step_{step:04d}.txt").write_text(f"gold: {grown.question.answers}\n{text}\n")
+
+    def keep_if_best(self, policy: Policy, accuracy: float) -> None:
+        if accuracy > self.best:
+            self.best = accuracy
+            policy.save(self.folder)
+
+
+def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args) -> None:
+    """The loop. The model with the best dev accuracy is in the run's folder afterwards."""
+    rollout, config = pick(RolloutConfig, args), pick(UpdateConfig, args)
+    sampler = Sampler(policy.model, policy.tokenizer, rollout.temperature)
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.model.parameters() if p.requires_grad], weight_decay=args.weight_decay, betas=(0.9, 0.99)
+    )
+    reference = lambda batch: policy.reference_logprobs(batch, config.temperature)
+    stream = question_stream(train.questions, args.seed)
+    run.keep_if_best(policy, dev_accuracy(policy, dev, rollout))
+    bar = tqdm(range(1, args.max_steps + 1), desc=args.algo)
+    for step in bar:
+        started = time.perf_counter()
+        sampler.counts.clear()
+        kept, discarded = collect(stream, policy, sampler, train.tools, rollout, args, step)
+        grown_at = time.perf_counter()
+        advantages = ADVANTAGES[config.advantage](torch.stack([g.rewards for g in kept]))
+        rate = learning_rate(step, args.max_steps, args.learning_rate, args.warmup_steps, args.lr_scheduler_type)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        updated = update(policy.model, optimizer, [g.tree for g in kept], advantages, config, reference)
+        ended = time.perf_counter()
+
+        row = {"step": step} | rollout_metrics(kept, discarded, rollout.entropy_tokens, rollout.num_initial)
+        row |= dict(sampler.counts) | updated
+        row |= {"learning_rate": rate, "seconds_rollout": grown_at - started, "seconds_update": ended - grown_at}
+        row["tokens_per_second"] = (row["decoded"] + row["trained"]) / (ended - started)
+        if step % args.eval_steps == 0 or step == args.max_steps:
+            row["dev_accuracy"] = dev_accuracy(policy, dev, rollout)
+            run.keep_if_best(policy, row["dev_accuracy"])
+        if step % args.save_trees_steps == 0 or step == 1:
+            run.draw(step, kept[0], policy.tokenizer, advantages[0])
+        if row["identical"] > 0.9:
+            tqdm.write(f"step {step}: {row['identical']:.0%} of the rollouts repeat another one; sampling has collapsed")
+        run.log(row)
+        bar.set_postfix(
+            reward=f"{row['reward']:.2f}", acc=f"{row['accuracy']:.2f}", calls=f"{row['calls_per_question']:.1f}",
+            H=f"{row['entropy_after_tools']:.2f}", dev=f"{run.best:.2f}", tok_s=f"{row['tokens_per_second']:.0f}",
+        )  # fmt: skip
+
+
+def dev_accuracy(policy: Policy, dev: Task, rollout: RolloutConfig) -> float:
+    return float(per_question(evaluate(policy, dev, rollout, samples=1, temperature=0), "accuracy").mean())
+
+
+def report(policies: dict[str, Policy], test: Task, args) -> str:
+    """The table at the end: every policy on held-out questions, and the gain with its interval."""
+    rollout = pick(RolloutConfig, args)
+    rows = {}
+    for name, policy in policies.items():
+        rows[f"{name}, greedy"] = evaluate(policy, test, rollout, samples=1, temperature=0)
+        rows[f"{name}, sampled"] = evaluate(policy, test, rollout, samples=1, temperature=1)
+    first, last = (f"{name}, greedy" for name in policies)
+    gains = per_question(rows[last], "accuracy") - per_question(rows[first], "accuracy")
+    low, high = bootstrap(gains)
+    if args.data == "world":
+        rows["expert (ceiling)"] = expert_scores(load_world("test"), test)
+    text = comparison_table(rows, test.questions)
+    return text + f"\n\ngain over SFT, greedy: {100 * gains.mean():+.1f} points, 95% interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+# ---------------------------------------------------------------------------------- the commands
+
+
+def rl_command(args, sandbox: PythonSandbox) -> None:
+    policy = load(args)
+    run = Run(args)
+    train, dev = (
+        load_task(args.data, split, count, sandbox, args.top_k)
+        for split, count in (("train", None), ("dev", args.eval_questions))
+    )
+    started = time.perf_counter()
+    train_rl(policy, train, dev, run, args)
+    print(f"trained for {time.perf_counter() - started:.0f} s; the best model by dev accuracy is in {run.folder}")
+    before = Policy(policy.reference, policy.tokenizer) if policy.reference else load(args)
+    trained = load_policy(str(run.folder), 0, args.load_in_4bit, str(policy.model.device), policy.model.dtype)
+    test = load_task(args.data, "test", args.test_questions, sandbox, args.top_k)
+    table = report({"SFT only": before, args.algo: trained}, test, args)
+    (run.folder / "table.txt").write_text(table + "\n")
+    print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
+    print("plots:", *plot_run(run.folder))
+
+
+def sft_command(args, sandbox: PythonSandbox) -> None:
+    if args.model == "tiny":
+        torch.manual_seed(args.seed)
+        tokenizer = build_tokenizer(demonstration_texts())
+        model = Qwen2ForCausalLM(tiny_config(len(tokenizer)))
+        policy = Policy(model, tokenizer)
+    else:
+        policy = load(args)
+    examples = demonstration_set(policy.tokenizer, args, sandbox)
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    loss = train_sft(policy, examples, args)
+    if args.model == "tiny":
+        policy.model.half()  # the shipped weights; half the size, and the RL loop starts from exactly these
+    policy.save(args.output_dir)
+    policy.model.float()
+    test = load_task("world", "test", args.test_questions, sandbox, args.top_k)
+    rollout = pick(RolloutConfig, args)
+    rows = {name: evaluate(policy, test, rollout, 1, t) for name, t in (("SFT, greedy", 0), ("SFT, sampled", 1))}
+    rows["expert (ceiling)"] = expert_scores(load_world("test"), test)
+    print(f"final loss {loss:.4f}; saved to {args.output_dir}\n{comparison_table(rows, test.questions)}")
+
+
+def demonstration_texts():
+    """What the tiny tokenizer is trained on: corpora, questions and steps of a few worlds."""
+    seen = set()
+    for world, question, steps in demonstrations(40, 24):
+        if world.seed not in seen:
+            seen.add(world.seed)
+            yield from (f"{p.title} ({p.address}): {p.text}" for p in world.passages)
+        yield question.question
+        yield from (f"{step.think} {step.content}" for step in steps)
+
+
+def load(args) -> Policy:
+    device, name = pick_device(), resolve_model(args.model)
+    if name != args.model and args.model != "tiny":
+        print(f"{args.model} means {name}")
+    try:
+        return load_policy(name, args.lora_r, args.load_in_4bit, device, pick_dtype(device))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SystemError(f"cannot load the model {name!r}: expected 'tiny', a folder or a hub id ({reason})") from None
+
+
+def describe(args) -> str:
+    leaves = args.questions_per_step * args.num_generations
+    return "\n".join([
+        f"model {resolve_model(args.model)} on {pick_device()}, {pick_dtype(pick_device())}, LoRA rank {args.lora_r or 'none: all weights'}",
+        f"{args.algo} on {args.data}: {args.max_steps} steps of {args.questions_per_step} questions × {args.num_generations} "
+        f"leaves ({args.num_initial} from the prompt), at most {leaves * args.max_completion_length:,} tokens a step",
+        f"tools: python (confined worker), and search and browse over the world's corpus if the data is the world",
+        f"would write to {args.output_dir}: run.json, metrics.jsonl, trees/, plots/, the best model",
+    ])  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    try:
+        args = parse_flags(argv)
+        if args.dry_run:
+            print(describe(args))
+            return 0
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        sandbox = PythonSandbox()
+        (sft_command if args.stage == "sft" else rl_command)(args, sandbox)
+    except (ValueError, OSError, SystemError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
