@@ -9,24 +9,91 @@ code. Accuracy never contains the multi-tool bonus. Left out: judging by another
 
 import argparse
 import copy
+import inspect
 import json
+import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+import transformers
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from advantage import ADVANTAGES
 from arpo import Batch, token_logprobs
-from data import Question, load_questions
+from data import WORLD_SEEDS, Question, load_questions
 from data.grading import accuracy, hierarchical_reward
+from data.world import World
 from rollout import PROMPT, Node, RolloutConfig, Sampler, Tree, grow_trees
 from sandbox import PythonSandbox
 from tools import SYSTEM_PROMPT, Browse, Python, Search, Toolbox, ToolCall, read_answer
+
+# The built-in model's weights; made by: python train.py --stage sft --output_dir data/tiny_model
+TINY = Path(__file__).parent / "data" / "tiny_model"
+
+# Settings that follow the model: the built-in one is trained in full on short texts, real ones with LoRA.
+SIZES = {
+    "tiny": {
+        "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64,
+        "max_result_tokens": 120, "top_k": 2, "window_chars": 160,
+        "lora_r": 0, "learning_rate": 1e-3, "questions_per_step": 12, "max_steps": 60,
+    },
+    "real": {},
+}  # fmt: skip
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Errors in one line; hyphens in flags are as good as underscores."""
+
+    def __init__(self, description: str, *configs: type):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        for config in configs:
+            self.add_flags(config)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_args(self, argv):
+        underscored = [re.sub(r"^--[\w-]+", lambda m: "--" + m.group()[2:].replace("-", "_"), arg) for arg in argv]
+        return super().parse_args(underscored)
+
+    def add_flags(self, config: type) -> None:
+        """A flag for each field of a dataclass; the comment beside the field is its help."""
+        comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(config), re.MULTILINE))
+        known = {action.dest for action in self._actions}
+        for f in fields(config):
+            if f.name in known:  # lengths and temperature belong to rollout and update alike
+                continue
+            text = f"{comments[f.name].replace('%', '%%')} (default: %(default)s)"
+            if f.type is bool:
+                self.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=text)
+            else:
+                choices = get_args(f.type) or None
+                kind = str if choices else f.type
+                self.add_argument(f"--{f.name}", type=kind, choices=choices, default=f.default, help=text)
+
+
+def model_defaults(model: str) -> dict:
+    """Settings that follow the model: a run brings its own, else its size decides."""
+    folder = Path(model)
+    if (folder / "run.json").is_file():
+        settings = json.loads((folder / "run.json").read_text())["settings"]
+        own = ("model", "algo", "data", "stage", "output_dir", "seed", "dry_run")
+        return {name: value for name, value in settings.items() if name not in own}
+    return SIZES["tiny" if model == "tiny" or folder.resolve() == TINY else "real"]
+
+
+def pick(config: type, args: argparse.Namespace, **changes):
+    """The config dataclass with the values of the flags."""
+    return config(**{f.name: getattr(args, f.name) for f in fields(config)} | changes)
+
 
 # ---------------------------------------------------------------------------------- the policy
 
@@ -51,13 +118,13 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
 
-def load_policy(name: str, lora_r: int = 0, load_in_4bit: bool = False, device: str = "cpu", dtype=torch.float32) -> Policy:
+def load_policy(name: str, lora_r=0, load_in_4bit=False, device: str = "cpu", dtype=torch.float32) -> Policy:
     """Loads a hub id or a folder; a folder with an adapter brings its base model along.
 
     `lora_r` 0 trains all weights; else LoRA of that rank on all linear layers, alpha = 2 r.
     """
     has_adapter = (Path(name) / "adapter_config.json").is_file()
-    base = json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"] if has_adapter else name
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path if has_adapter else name
     quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -74,6 +141,39 @@ def load_policy(name: str, lora_r: int = 0, load_in_4bit: bool = False, device: 
     return Policy(adapter.get_base_model().eval(), tokenizer, adapter)
 
 
+ALIASES = {"Qwen": "Qwen/", "SmolLM": "HuggingFaceTB/", "Llama-": "meta-llama/"}
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub id behind a short name."""
+    if name == "tiny":
+        return str(TINY)
+    owner = next((owner for start, owner in ALIASES.items() if name.startswith(start)), "")
+    return name if "/" in name or Path(name).is_dir() else owner + name
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(device: str) -> torch.dtype:
+    """bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+def load(args) -> Policy:
+    device, name = pick_device(), resolve_model(args.model)
+    if name != args.model and args.model != "tiny":
+        print(f"{args.model} means {name}")
+    try:
+        return load_policy(name, args.lora_r, args.load_in_4bit, device, pick_dtype(device))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load the model {name!r}: expected 'tiny', a folder or a hub id ({reason})") from None
+
+
 # ---------------------------------------------------------------------------------- tasks and scores
 
 
@@ -85,20 +185,17 @@ class Task:
     tools: Toolbox
 
 
-def load_task(data: str, split: str, count: int | None, sandbox: PythonSandbox, top_k: int) -> Task:
+def load_task(args, split: str, count: int | None, sandbox: PythonSandbox) -> Task:
     """The world's split with its own corpus and pages, or a file of questions with Python alone."""
-    questions = load_questions(data, split, count)
+    questions = load_questions(args.data, split, count)
     tools = {"python": Python(sandbox)}
-    if data == "world":
+    if args.data == "world":
         world = load_world(split)
-        tools |= {"search": Search(world.passages, top_k), "browse": Browse(world.pages)}
+        tools |= {"search": Search(world.passages, args.top_k), "browse": Browse(world.pages, args.window_chars)}
     return Task(questions, Toolbox(tools))
 
 
-def load_world(split: str):
-    from data import WORLD_SEEDS
-    from data.world import World
-
+def load_world(split: str) -> World:
     return World(WORLD_SEEDS[split])
 
 
@@ -149,7 +246,10 @@ def score_leaves(tree: Tree, question: Question, tokenizer, bonus: float = 0.1) 
     return scores
 
 
-def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, temperature: float, seed: int = 0) -> list[list[Score]]:
+Scores = list[list[Score]]  # (questions, samples)
+
+
+def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, temperature: float, seed=0) -> Scores:
     """`samples` independent trajectories for every question: scores (questions, samples)."""
     sampler = Sampler(policy.model, policy.tokenizer, temperature)
     flat = replace(config, num_generations=samples, num_initial=samples, temperature=temperature)
@@ -159,12 +259,13 @@ def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, te
     return [score_leaves(tree, q, policy.tokenizer) for tree, q in zip(trees, task.questions)]
 
 
-def expert_scores(world, task: Task) -> list[list[Score]]:
+def expert_scores(world, task: Task) -> Scores:
     """The flawless expert, its calls really run: the ceiling."""
     scores = []
     for question in task.questions:
         *steps, last = world.expert(question)
-        ran = {step.tool for step in steps if task.tools.submit(ToolCall(step.tool, step.content)).result().outcome == "ok"}
+        results = [(step.tool, task.tools.submit(ToolCall(step.tool, step.content)).result()) for step in steps]
+        ran = {tool for tool, result in results if result.outcome == "ok"}
         right = accuracy(question, last.content)
         scores.append([Score(last.content, right, hierarchical_reward(right, True, ran), len(steps), 0, "end")])
     return scores
@@ -194,11 +295,11 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
     return 1.0 - float(np.prod(1 - k / np.arange(samples - correct + 1, samples + 1)))
 
 
-def per_question(scores: list[list[Score]], name: str) -> np.ndarray:
+def per_question(scores: Scores, name: str) -> np.ndarray:
     return np.array([np.mean([getattr(score, name) for score in row]) for row in scores])
 
 
-def summary_row(scores: list[list[Score]]) -> dict[str, float]:
+def summary_row(scores: Scores) -> dict[str, float]:
     """The numbers of one row of the table."""
     right = per_question(scores, "accuracy")
     flat = [score for row in scores for score in row]
@@ -215,7 +316,7 @@ def summary_row(scores: list[list[Score]]) -> dict[str, float]:
     }
 
 
-def comparison_table(rows: dict[str, list[list[Score]]], questions: list[Question]) -> str:
+def comparison_table(rows: dict[str, Scores], questions: list[Question]) -> str:
     """Policies as rows: accuracy with interval, rewards, calls; then accuracy (and calls) by family."""
     lines = [f"{'':26s}  accuracy  95% interval    reward  without bonus  calls/question  malformed"]
     for name, scores in rows.items():
@@ -311,3 +412,125 @@ def plot_run(folder: Path) -> list[Path]:
         figure.savefig(paths[-1])
         pyplot.close(figure)
     return paths
+
+
+# ---------------------------------------------------------------------------------- the commands
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    model: str = "tiny"  # a run's folder, "tiny", an alias, a hub id
+    data: str = "world"  # "world", or a JSONL file of questions
+    split: str = "test"  # of the world: train, dev or test
+    count: int = 300  # questions at most
+    samples: int = 8  # trajectories for each question
+    seed: int = 0  # names all randomness
+    top_k: int = 3  # passages that a search shows
+    window_chars: int = 1000  # of a page, around the words asked for
+    lora_r: int = 0  # only for a model without an adapter of its own
+    load_in_4bit: bool = False  # NF4 weights through bitsandbytes
+    ask: str = ""  # answer this one question and show the steps
+
+
+def parse_eval_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
+    parser.set_defaults(**model_defaults(parser.parse_args(argv).model))
+    return parser.parse_args(argv)
+
+
+def benchmark(policy: Policy, args, sandbox: PythonSandbox) -> None:
+    """Greedy accuracy, and the mean and pass@k of sampled trajectories."""
+    task = load_task(args, args.split, args.count, sandbox)
+    rollout = pick(RolloutConfig, args, num_initial=1, num_generations=1)
+    greedy = evaluate(policy, task, rollout, 1, 0.0, args.seed)
+    sampled = evaluate(policy, task, rollout, args.samples, args.temperature, args.seed)
+    rows = {"greedy": greedy, f"mean of {args.samples} samples": sampled}
+    if args.data == "world":
+        rows["expert (ceiling)"] = expert_scores(load_world(args.split), task)
+    print(f"{args.model} on {len(task.questions)} questions of {args.data}\n{comparison_table(rows, task.questions)}\n")
+    correct = [sum(score.accuracy == 1 for score in row) for row in sampled]
+    for k in [k for k in (1, 2, 4, 8, 16, 32) if k <= args.samples]:
+        values = np.array([pass_at_k(c, args.samples, k) for c in correct])
+        low, high = bootstrap(values)
+        print(f"pass@{k:<3d} {values.mean():6.1%}  95% interval [{low:.1%}, {high:.1%}]")
+    print("tool calls:", ", ".join(f"{tool} {outcome} {n}" for (tool, outcome), n in sorted(task.tools.counts.items())))
+
+
+def find_question(text: str) -> tuple[Question, str]:
+    """The world's question of this text and its split, or one without a known answer over the test world."""
+    for split in WORLD_SEEDS:
+        for question in load_questions("world", split):
+            if question.question == text:
+                return question, split
+    return Question("asked", text, ()), "test"
+
+
+def ask(policy: Policy, args, sandbox: PythonSandbox) -> None:
+    """Answers one question, step by step."""
+    question, split = find_question(args.ask)
+    task = replace(load_task(args, split, 1, sandbox), questions=[question])
+    sampler = Sampler(policy.model, policy.tokenizer, 0.0)
+    config = pick(RolloutConfig, args, num_initial=1, num_generations=1, temperature=0.0)
+    prompt = encode_prompt(policy.tokenizer, question.question)
+    (tree,) = grow_trees([prompt], ["ask"], sampler, task.tools, policy.tokenizer, config)
+    for n in tree.path(tree.leaves()[0]):
+        node = tree.nodes[n]
+        print(f"{policy.tokenizer.decode(node.ids)}")
+        if node.observation:
+            print(f"    {policy.tokenizer.decode(node.observation)}")
+    (score,) = score_leaves(tree, question, policy.tokenizer)
+    known = f" (accepted: {', '.join(question.answers)})" if question.answers else ""
+    print(f"answer: {score.answer if score.answer is not None else 'none, the format is wrong'}{known}")
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    model: str = "tiny"  # a run's folder, "tiny", an alias, a hub id
+    data: str = "world"  # where the tools look
+    answer: str = ""  # the accepted answer, where the question is not one of the world's
+    seed: int = 0  # names all randomness
+    top_k: int = 3  # passages that a search shows
+    window_chars: int = 1000  # of a page, around the words asked for
+    lora_r: int = 0  # only for a model without an adapter of its own
+    load_in_4bit: bool = False  # NF4 weights through bitsandbytes
+    width: int = 120  # columns of the drawing
+
+
+def tree_command(argv: list[str]) -> int:
+    """`python rollout.py "a question"`: grows one tree and draws it."""
+    parser = OneLineParser("Grows one tree for a question and draws it.", TreeConfig, RolloutConfig)
+    parser.add_argument("question", nargs="?", default="", help="left out: one of the world's test questions")
+    args = parse_eval_flags(parser, argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = pick(RolloutConfig, args)
+        question, split = find_question(args.question or load_questions("world", "test")[args.seed].question)
+        if args.answer:
+            question = replace(question, answers=(args.answer,))
+        policy, sandbox = load(args), PythonSandbox()
+        tools = load_task(args, split, 1, sandbox).tools
+        sampler = Sampler(policy.model, policy.tokenizer, config.temperature)
+        prompt = encode_prompt(policy.tokenizer, question.question)
+        (tree,) = grow_trees([prompt], [f"{args.seed}/{question.id}"], sampler, tools, policy.tokenizer, config)
+    except (ValueError, OSError) as error:
+        print(f"rollout.py: error: {error}", file=sys.stderr)
+        return 2
+    rewards = torch.tensor([score.reward for score in score_leaves(tree, question, policy.tokenizer)])
+    print(draw_tree(tree, policy.tokenizer, rewards, ADVANTAGES["group"](rewards[None])[0], args.width))
+    print(f"\naccepted answer: {', '.join(question.answers) or 'unknown (rewards show the format alone)'}")
+    print("tokens: " + ", ".join(f"{name} {n}" for name, n in sampler.counts.items()))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    args = parse_eval_flags(OneLineParser(__doc__, EvalConfig, RolloutConfig), argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        (ask if args.ask else benchmark)(load(args), args, PythonSandbox())
+    except (ValueError, OSError) as error:
+        print(f"eval.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,7 @@ is the tree algorithm and knows nothing of models. Left out: beam search, severa
 
 import hashlib
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
@@ -468,3 +469,9 @@ def _await_result(call: ToolCall | None, future, calls_over: int) -> ToolResult 
     if calls_over == 0:
         return ToolResult(LIMIT_TEXT, "refused")
     return future.result() if call else ToolResult("Error: closing tag without an opening tag.", "malformed")
+
+
+if __name__ == "__main__":
+    from eval import tree_command  # a command stands above everything, so this import alone looks forward
+
+    sys.exit(tree_command(sys.argv[1:]))

@@ -155,7 +155,10 @@ class Search:
         )
         with self._lock:
             hits = self._db.execute(sql, (match, self.top_k)).fetchall()
-        lines = [f"[{i}] {title} ({address}): {text[: self.snippet_chars]}" for i, (title, address, text) in enumerate(hits, 1)]
+        lines = [
+            f"[{i}] {title} ({address}): {text[: self.snippet_chars]}"
+            for i, (title, address, text) in enumerate(hits, 1)
+        ]
         return ToolResult("\n".join(lines) or "Nothing was found.")
 
 
@@ -179,12 +182,11 @@ class Browse:
         return ToolResult(("…" if start else "") + shown.strip() + ("…" if start + self.window < len(text) else ""))
 
     def _best_start(self, text: str, terms: list[str]) -> int:
-        """Start of the sentence from which the window holds the most of the words (the first such)."""
-        starts = [0] + [m.end() for m in re.finditer(r"[.!?\n]\s+", text)]
-        lowered = text.lower()
-        # A full window is worth more than a short tail that holds the same words.
-        starts = [min(s, max(0, len(text) - self.window)) if s + self.window > len(text) else s for s in starts]
-        return max(starts, key=lambda s: sum(term in lowered[s : s + self.window] for term in terms))
+        """Start of the last sentence from which the window holds the most of the words; 0 if it never holds any."""
+        lowered, last = text.lower(), max(0, len(text) - self.window)  # a full window beats a short tail
+        starts = {min(match.end(), last) for match in re.finditer(r"^|[.!?\n]\s+", text)}
+        held = {start: sum(term in lowered[start : start + self.window] for term in terms) for start in starts}
+        return max(starts, key=lambda start: (held[start], start)) if any(held.values()) else 0
 
 
 class Toolbox:

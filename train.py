@@ -11,40 +11,57 @@ trees/ (drawn trees), plots/, and the best model by dev accuracy in Hugging Face
 """
 
 import argparse
-import inspect
 import json
 import math
 import platform
 import random
-import re
 import sys
 import time
 from collections import Counter
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import peft
 import torch
 import transformers
-from transformers import Qwen2ForCausalLM
 from tqdm import tqdm
+from transformers import Qwen2ForCausalLM
 
 from advantage import ADVANTAGES
 from arpo import UpdateConfig, update
 from data import Question
+from data.grading import overlong_penalty
 from data.tiny import build_tokenizer, tiny_config
 from data.world import demonstrations
 from eval import (
-    Policy, Score, Task, bootstrap, comparison_table, draw_tree, encode_prompt, evaluate, expert_scores, load_policy, load_task, load_world,
-    per_question, plot_run, score_leaves, summary_row,
-)  # fmt: skip
+    OneLineParser,
+    Policy,
+    Score,
+    Task,
+    bootstrap,
+    comparison_table,
+    draw_tree,
+    encode_prompt,
+    evaluate,
+    expert_scores,
+    load,
+    load_policy,
+    load_task,
+    load_world,
+    model_defaults,
+    per_question,
+    pick,
+    pick_device,
+    pick_dtype,
+    plot_run,
+    resolve_model,
+    score_leaves,
+)
 from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
 from sandbox import PythonSandbox
 from tools import Browse, Python, Search, encode_result
-
-TINY = Path(__file__).parent / "data" / "tiny_model"  # made by: python train.py --stage sft --output_dir data/tiny_model
 
 # What each method changes in the settings; "flat" sets N = M, so that nothing forks. Flags on the command line win.
 METHODS = {
@@ -57,15 +74,6 @@ METHODS = {
     "rloo": {"flat": True, "advantage": "leave_one_out"},
     "dr_grpo": {"flat": True, "advantage": "unscaled", "loss_type": "dr_grpo"},
 }
-
-# Settings that follow the model: the built-in one is trained in full on short texts, real ones with LoRA.
-SIZES = {
-    "tiny": {
-        "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64, "lora_r": 0,
-        "max_result_tokens": 120, "top_k": 2, "learning_rate": 1e-3, "questions_per_step": 12, "max_steps": 60,
-    },
-    "real": {},
-}  # fmt: skip
 
 METRICS = {
     "step": "number of the step, from 1",
@@ -115,9 +123,9 @@ class TrainConfig:
     max_steps: int = 100  # RL steps
     questions_per_step: int = 8  # Q
     learning_rate: float = 1e-5  # peak
-    warmup_steps: int = 3
-    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 0.0
+    warmup_steps: int = 3  # over which the learning rate rises
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"  # down to a tenth, or constant
+    weight_decay: float = 0.0  # of AdamW
     dynamic_sampling: bool = False  # replace trees without variance (DAPO)
     max_resamples: int = 3  # rounds of replacement
     overlong_buffer: int = 0  # tokens before the limit over which the length penalty grows (DAPO); 0 is off
@@ -126,14 +134,15 @@ class TrainConfig:
     eval_questions: int = 100  # dev questions
     test_questions: int = 300  # held-out questions of the final table
     save_trees_steps: int = 10  # draw a tree every so many steps
-    sft_steps: int = 1500
+    sft_steps: int = 1500  # optimizer steps of the cold start
     sft_worlds: int = 400  # worlds that demonstrations are drawn from
     sft_each: int = 24  # demonstrations from each
-    sft_batch_tokens: int = 6000
-    sft_learning_rate: float = 2e-3
+    sft_batch_tokens: int = 6000  # of a batch, padding included
+    sft_learning_rate: float = 2e-3  # peak
     lora_r: int = 16  # rank of LoRA on all linear layers; 0 trains all weights
     load_in_4bit: bool = False  # NF4 weights through bitsandbytes
     top_k: int = 3  # passages that a search shows
+    window_chars: int = 1000  # of a page, around the words asked for
     threads: int = 0  # of torch on the CPU; 0 leaves it alone
     dry_run: bool = False  # say what would be done, and stop
 
@@ -141,76 +150,19 @@ class TrainConfig:
 # ---------------------------------------------------------------------------------- the command line
 
 
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """A flag for each field of a dataclass; the comment beside the field is its help."""
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(config), re.MULTILINE))
-    known = {action.dest for action in parser._actions}
-    for f in fields(config):
-        if f.name in known:  # temperature and lengths belong to both rollout and update
-            continue
-        help = comments.get(f.name, "").replace("%", "%%") + f" (default: {f.default})"
-        if f.type is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=help)
-        else:
-            choices = get_args(f.type) or None
-            kind = str if choices else f.type
-            parser.add_argument(f"--{f.name}", type=kind, choices=choices, default=f.default, help=help)
-
-
-def is_tiny(model: str) -> bool:
-    config = Path(model) / "config.json"
-    return model == "tiny" or config.is_file() and json.loads(config.read_text()).get("hidden_size", 10**6) <= 256
-
-
 def parse_flags(argv: list[str]) -> argparse.Namespace:
-    """Flags over method over model size over the dataclasses' defaults; hyphens are as good as underscores."""
-    argv = [re.sub(r"^--[\w-]+", lambda m: "--" + m.group()[2:].replace("-", "_"), arg) for arg in argv]
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    for config in (TrainConfig, RolloutConfig, UpdateConfig):
-        add_flags(parser, config)
+    """Flags over method over model over the dataclasses' defaults."""
+    parser = OneLineParser(__doc__, TrainConfig, RolloutConfig, UpdateConfig)
+    parser.set_defaults(**model_defaults(parser.parse_args(argv).model))
     first = parser.parse_args(argv)
-    method = dict(METHODS[first.algo])
-    if method.pop("flat", False):
+    method = {name: value for name, value in METHODS[first.algo].items() if name != "flat"}
+    if "flat" in METHODS[first.algo]:
         method["num_initial"] = first.num_generations
-    parser.set_defaults(**SIZES["tiny" if is_tiny(first.model) else "real"])
-    if "num_initial" in method:
-        method["num_initial"] = parser.parse_args(argv).num_generations
     parser.set_defaults(**method)
     args = parser.parse_args(argv)
-    args.output_dir = args.output_dir or f"runs/{Path(args.model).name}-{args.algo if args.stage == 'rl' else 'sft'}-{args.seed}"
+    kind = args.algo if args.stage == "rl" else "sft"
+    args.output_dir = args.output_dir or f"runs/{Path(args.model).name}-{kind}-{args.seed}"
     return args
-
-
-def pick(config: type, args: argparse.Namespace, **changes):
-    """The config dataclass with the values of the flags."""
-    return config(**{f.name: getattr(args, f.name) for f in fields(config)} | changes)
-
-
-ALIASES = {"Qwen": "Qwen/", "SmolLM": "HuggingFaceTB/", "Llama-": "meta-llama/"}
-
-
-def resolve_model(name: str) -> str:
-    """The folder or hub id behind a short name."""
-    if name == "tiny":
-        return str(TINY)
-    owner = next((owner for start, owner in ALIASES.items() if name.startswith(start)), "")
-    return name if "/" in name or Path(name).is_dir() else owner + name
-
-
-def pick_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def pick_dtype(device: str) -> torch.dtype:
-    """bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere."""
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32
 
 
 # ---------------------------------------------------------------------------------- cold start
@@ -236,9 +188,11 @@ def encode_demonstration(tokenizer, question: str, steps, tools, max_result_toke
 def demonstration_set(tokenizer, args, sandbox) -> list[tuple[list[int], list[int]]]:
     """The flawed expert's trajectories in many worlds, encoded."""
     encoded, by_world = [], {}
-    for world, question, steps in tqdm(demonstrations(args.sft_worlds, args.sft_each), desc="demonstrations", leave=False):
+    for world, question, steps in tqdm(
+        demonstrations(args.sft_worlds, args.sft_each), desc="demonstrations", leave=False
+    ):
         if world.seed not in by_world:
-            search, browse = Search(world.passages, args.top_k), Browse(world.pages)
+            search, browse = Search(world.passages, args.top_k), Browse(world.pages, args.window_chars)
             by_world = {world.seed: {"python": Python(sandbox), "search": search, "browse": browse}}
         tools = by_world[world.seed]
         encoded.append(encode_demonstration(tokenizer, question.question, steps, tools, args.max_result_tokens))
@@ -249,7 +203,9 @@ def sft_batches(examples, batch_tokens: int, seed: int):
     """Endless batches of similar lengths: ids (B, T), labels (B, T) with -100 where the loss has no term."""
     rng = random.Random(seed)
     while True:
-        order = sorted(rng.sample(range(len(examples)), len(examples)), key=lambda i: len(examples[i][0]) + rng.random() * 20)
+        order = sorted(
+            rng.sample(range(len(examples)), len(examples)), key=lambda i: len(examples[i][0]) + rng.random() * 20
+        )
         batches, batch = [], []
         for i in order:
             if batch and (len(batch) + 1) * len(examples[i][0]) > batch_tokens:
@@ -281,7 +237,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, kind: str) ->
 def train_sft(policy: Policy, examples, args) -> float:
     """Maximum likelihood of the expert's own tokens; returns the mean loss of the last tenth."""
     model, losses = policy.model.train(), []
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], weight_decay=0.01, betas=(0.9, 0.98)
+    )
     batches = sft_batches(examples, args.sft_batch_tokens, args.seed)
     bar = tqdm(range(1, args.sft_steps + 1), desc="sft")
     for step in bar:
@@ -315,7 +273,7 @@ def question_stream(questions: list[Question], seed: int):
         epoch += 1
 
 
-@dataclass
+@dataclass(eq=False)
 class Grown:
     """A question's tree with its scores and rewards (M,)."""
 
@@ -335,24 +293,23 @@ def grow_and_score(questions, policy, sampler, tools, rollout: RolloutConfig, ar
     grown = []
     for question, tree in zip(questions, trees):
         scores = score_leaves(tree, question, policy.tokenizer, args.reward_bonus)
-        rewards = torch.tensor([score.reward for score in scores])
+        rewards = [score.reward for score in scores]
         if args.overlong_buffer:
-            lengths = torch.tensor([float(score.tokens) for score in scores])
-            rewards = rewards + overlong_penalty(lengths, rollout.max_completion_length, args.overlong_buffer)
-        grown.append(Grown(question, tree, scores, rewards))
+            limits = rollout.max_completion_length, args.overlong_buffer
+            rewards = [reward + overlong_penalty(score.tokens, *limits) for reward, score in zip(rewards, scores)]
+        grown.append(Grown(question, tree, scores, torch.tensor(rewards)))
     return grown
 
 
 def collect(stream, policy, sampler, tools, rollout, args, step) -> tuple[list[Grown], list[Grown]]:
     """A step's trees, and those that dynamic sampling threw away because all their leaves were rewarded alike."""
-    kept = grow_and_score([next(stream) for _ in range(args.questions_per_step)], policy, sampler, tools, rollout, args, step)
-    discarded = []
-    for _ in range(args.max_resamples if args.dynamic_sampling else 0):
-        dull = [g for g in kept if not g.teaches()]
-        if not dull:
-            break
-        fresh = grow_and_score([next(stream) for _ in dull], policy, sampler, tools, rollout, args, step)
-        kept = [g for g in kept if g.teaches()] + fresh
+    kept, discarded = [], []
+    for attempt in range(1 + (args.max_resamples if args.dynamic_sampling else 0)):
+        dull = [g for g in kept if not g.teaches()] if attempt else []
+        missing = len(dull) if attempt else args.questions_per_step
+        questions = [next(stream) for _ in range(missing)]
+        kept = [g for g in kept if g not in dull]
+        kept += grow_and_score(questions, policy, sampler, tools, rollout, args, step) if questions else []
         discarded += dull
     return kept, discarded
 
@@ -409,7 +366,7 @@ class Run:
         self.best = -1.0
 
     def log(self, row: dict) -> None:
-        rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+        rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
         self.metrics.write(json.dumps(rounded) + "\n")
         self.metrics.flush()
 
@@ -456,7 +413,9 @@ def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args) -> None:
         if step % args.save_trees_steps == 0 or step == 1:
             run.draw(step, kept[0], policy.tokenizer, advantages[0])
         if row["identical"] > 0.9:
-            tqdm.write(f"step {step}: {row['identical']:.0%} of the rollouts repeat another one; sampling has collapsed")
+            tqdm.write(
+                f"step {step}: {row['identical']:.0%} of the rollouts repeat another one; sampling has collapsed"
+            )
         run.log(row)
         bar.set_postfix(
             reward=f"{row['reward']:.2f}", acc=f"{row['accuracy']:.2f}", calls=f"{row['calls_per_question']:.1f}",
@@ -481,25 +440,23 @@ def report(policies: dict[str, Policy], test: Task, args) -> str:
     if args.data == "world":
         rows["expert (ceiling)"] = expert_scores(load_world("test"), test)
     text = comparison_table(rows, test.questions)
-    return text + f"\n\ngain over SFT, greedy: {100 * gains.mean():+.1f} points, 95% interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+    gain = f"{100 * gains.mean():+.1f} points, 95% interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{text}\n\ngain over SFT, greedy: {gain}"
 
 
 # ---------------------------------------------------------------------------------- the commands
 
 
 def rl_command(args, sandbox: PythonSandbox) -> None:
+    train, dev = load_task(args, "train", None, sandbox), load_task(args, "dev", args.eval_questions, sandbox)
     policy = load(args)
     run = Run(args)
-    train, dev = (
-        load_task(args.data, split, count, sandbox, args.top_k)
-        for split, count in (("train", None), ("dev", args.eval_questions))
-    )
     started = time.perf_counter()
     train_rl(policy, train, dev, run, args)
     print(f"trained for {time.perf_counter() - started:.0f} s; the best model by dev accuracy is in {run.folder}")
     before = Policy(policy.reference, policy.tokenizer) if policy.reference else load(args)
     trained = load_policy(str(run.folder), 0, args.load_in_4bit, str(policy.model.device), policy.model.dtype)
-    test = load_task(args.data, "test", args.test_questions, sandbox, args.top_k)
+    test = load_task(args, "test", args.test_questions, sandbox)
     table = report({"SFT only": before, args.algo: trained}, test, args)
     (run.folder / "table.txt").write_text(table + "\n")
     print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
@@ -515,13 +472,12 @@ def sft_command(args, sandbox: PythonSandbox) -> None:
     else:
         policy = load(args)
     examples = demonstration_set(policy.tokenizer, args, sandbox)
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     loss = train_sft(policy, examples, args)
     if args.model == "tiny":
         policy.model.half()  # the shipped weights; half the size, and the RL loop starts from exactly these
     policy.save(args.output_dir)
     policy.model.float()
-    test = load_task("world", "test", args.test_questions, sandbox, args.top_k)
+    test = load_task(args, "test", args.test_questions, sandbox)
     rollout = pick(RolloutConfig, args)
     rows = {name: evaluate(policy, test, rollout, 1, t) for name, t in (("SFT, greedy", 0), ("SFT, sampled", 1))}
     rows["expert (ceiling)"] = expert_scores(load_world("test"), test)
@@ -539,39 +495,44 @@ def demonstration_texts():
         yield from (f"{step.think} {step.content}" for step in steps)
 
 
-def load(args) -> Policy:
-    device, name = pick_device(), resolve_model(args.model)
-    if name != args.model and args.model != "tiny":
-        print(f"{args.model} means {name}")
-    try:
-        return load_policy(name, args.lora_r, args.load_in_4bit, device, pick_dtype(device))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SystemError(f"cannot load the model {name!r}: expected 'tiny', a folder or a hub id ({reason})") from None
-
-
 def describe(args) -> str:
-    leaves = args.questions_per_step * args.num_generations
-    return "\n".join([
-        f"model {resolve_model(args.model)} on {pick_device()}, {pick_dtype(pick_device())}, LoRA rank {args.lora_r or 'none: all weights'}",
-        f"{args.algo} on {args.data}: {args.max_steps} steps of {args.questions_per_step} questions × {args.num_generations} "
-        f"leaves ({args.num_initial} from the prompt), at most {leaves * args.max_completion_length:,} tokens a step",
-        f"tools: python (confined worker), and search and browse over the world's corpus if the data is the world",
-        f"would write to {args.output_dir}: run.json, metrics.jsonl, trees/, plots/, the best model",
-    ])  # fmt: skip
+    """What a run would do and need."""
+    model, device = Path(resolve_model(args.model)), pick_device()
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
+    lines = [
+        f"model     {model}, " + (f"{weights:.1f} MB of weights" if weights else "fetched from the hub unless cached"),
+        f"on        {device}, {pick_dtype(device)}{', 4-bit weights' if args.load_in_4bit else ''}, "
+        + (f"LoRA of rank {args.lora_r} on all linear layers" if args.lora_r else "all weights trained"),
+    ]
+    if args.stage == "sft":
+        lines.append(f"cold start on {args.sft_worlds * args.sft_each} demonstrations, {args.sft_steps} steps")
+    else:
+        leaves = args.questions_per_step * args.num_generations
+        lines += [
+            f"method    {args.algo} on {args.data}, {args.max_steps} steps of {args.questions_per_step} questions",
+            f"trees     {args.num_generations} leaves each, {args.num_initial} from the prompt; "
+            f"{leaves} leaves a step, at most {leaves * args.max_completion_length:,} tokens",
+            f"judged    on {args.eval_questions} dev questions every {args.eval_steps} steps, "
+            f"and on {args.test_questions} held-out ones at the end",
+        ]
+    tools = "python, search, browse" if args.data == "world" else "python"
+    lines += [f"tools     {tools}; nothing that needs a network or a key", f"writes    {args.output_dir}"]
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
+    args = parse_flags(argv)
+    transformers.utils.logging.disable_progress_bar()
     try:
-        args = parse_flags(argv)
+        pick(RolloutConfig, args), pick(UpdateConfig, args)  # bad values are told before anything is loaded
         if args.dry_run:
             print(describe(args))
             return 0
         if args.threads:
             torch.set_num_threads(args.threads)
-        sandbox = PythonSandbox()
-        (sft_command if args.stage == "sft" else rl_command)(args, sandbox)
-    except (ValueError, OSError, SystemError) as error:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        (sft_command if args.stage == "sft" else rl_command)(args, PythonSandbox())
+    except (ValueError, OSError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     return 0

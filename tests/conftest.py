@@ -10,7 +10,7 @@ from transformers import Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.tiny import TAGS, build_tokenizer, tiny_config
+from data.tiny import build_tokenizer, tiny_config
 from rollout import RolloutConfig, Sample, grow_trees
 from tools import ToolResult
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import grow, random_model
+
 from rollout import Sampler
 
 

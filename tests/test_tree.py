@@ -4,6 +4,7 @@ import pytest
 from conftest import SMALL, EchoTools, ScriptedSampler, grow, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rollout import PROMPT, RolloutConfig, Sampler, grow_trees, uniform
 
 SEARCH = "<think>a</think><search>{}</search>"
@@ -12,7 +13,10 @@ ANSWER = "<think>a</think><answer>7</answer><|end|>"
 
 def facts(tree):
     """Everything about a tree but its floats."""
-    return [(n.parent, n.rank, n.ids, n.observation, n.stopped, n.decision and (n.decision.new_paths, n.decision.wave)) for n in tree.nodes]
+    return [
+        (n.parent, n.rank, n.ids, n.observation, n.stopped, n.decision and (n.decision.new_paths, n.decision.wave))
+        for n in tree.nodes
+    ]
 
 
 def hashed_script(seed, turns=4):
@@ -20,7 +24,9 @@ def hashed_script(seed, turns=4):
 
     def script(key, wave):
         u = uniform(f"{seed}{key}", wave)
-        return (SEARCH.format(int(u * 1000)) if u < 0.7 and wave < turns else ANSWER), 6 * uniform(f"h{seed}{key}", wave)
+        return (SEARCH.format(int(u * 1000)) if u < 0.7 and wave < turns else ANSWER), 6 * uniform(
+            f"h{seed}{key}", wave
+        )
 
     return script
 
@@ -91,7 +97,14 @@ def test_hand_worked_tree(tokenizer):
     assert second.new_paths == 0 and second.delta == pytest.approx(-0.5 / ln_v)
     # depth first: the first turn; the original's second and third turns; two siblings; the top-up
     assert [n.parent for n in tree.nodes] == [PROMPT, 0, 1, 0, 0, PROMPT]
-    assert tree.descends().tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert tree.descends().tolist() == [
+        [1, 1, 1, 0],
+        [1, 0, 0, 0],
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 1],
+    ]
 
 
 def test_siblings_do_not_test_their_own_fork_but_may_branch_later(tokenizer):
@@ -124,7 +137,9 @@ def test_scarce_budget_goes_to_the_highest_p(tokenizer):
 
 
 def test_leftover_budget_starts_at_once_and_does_not_branch(tokenizer):
-    sampler = ScriptedSampler(tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, 9.0 if wave else 1.0))
+    sampler = ScriptedSampler(
+        tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, 9.0 if wave else 1.0)
+    )
     (tree,) = grow(sampler, tokenizer, ["x"], num_generations=8, num_initial=2, base_prob=-1.0, branch_rule="coin")
     assert sampler.calls == 4  # two waves for the initial paths, two for all six others
     assert sum(n.decision is not None for n in tree.nodes) == 2
@@ -140,8 +155,12 @@ def test_entropy_timing(tokenizer, timing, expected):
 
 def test_baseline_entropy_is_the_paths_own(tokenizer):
     """Ledger: the released code keeps it by batch slot, so that a later batch compares with another prompt's."""
-    sampler = ScriptedSampler(tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, float(key[1]) + 2 * wave))
-    for tree, own in zip(grow(sampler, tokenizer, ["x", "y"], keys=["q3", "q5"], num_generations=2, num_initial=1), (3.0, 5.0)):
+    sampler = ScriptedSampler(
+        tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, float(key[1]) + 2 * wave)
+    )
+    for tree, own in zip(
+        grow(sampler, tokenizer, ["x", "y"], keys=["q3", "q5"], num_generations=2, num_initial=1), (3.0, 5.0)
+    ):
         assert tree.nodes[0].decision.initial_entropy == own and tree.nodes[0].decision.entropy == own + 2
 
 
@@ -169,7 +188,14 @@ def test_entropy_is_a_mean_over_at_most_k_tokens(tokenizer, model):
 def test_with_alpha_equal_tau_the_threshold_is_the_sign_of_delta(tokenizer):
     """Worth knowing: β and the normaliser then decide nothing."""
     trees = [
-        grow(ScriptedSampler(tokenizer, hashed_script(5)), tokenizer, ["x"], branch_rule="threshold", entropy_weight=b, entropy_norm=n)
+        grow(
+            ScriptedSampler(tokenizer, hashed_script(5)),
+            tokenizer,
+            ["x"],
+            branch_rule="threshold",
+            entropy_weight=b,
+            entropy_norm=n,
+        )
         for b, n in ((0.2, "log_vocab"), (0.9, "log_vocab"), (0.4, "vocab"))
     ]
     assert facts(trees[0][0]) == facts(trees[1][0]) == facts(trees[2][0])
@@ -177,7 +203,12 @@ def test_with_alpha_equal_tau_the_threshold_is_the_sign_of_delta(tokenizer):
 
 def test_the_shuffled_control_keeps_the_deltas_of_a_wave(tokenizer):
     make = lambda shuffle: grow(
-        ScriptedSampler(tokenizer, hashed_script(3)), tokenizer, ["x"], num_initial=6, num_generations=6, shuffle_entropy=shuffle
+        ScriptedSampler(tokenizer, hashed_script(3)),
+        tokenizer,
+        ["x"],
+        num_initial=6,
+        num_generations=6,
+        shuffle_entropy=shuffle,
     )[0]
     plain, shuffled = ([n.decision for n in make(s).nodes if n.decision] for s in (False, True))
     for wave in {d.wave for d in plain}:
@@ -198,7 +229,9 @@ def test_the_model_is_told_once_that_its_calls_are_spent(tokenizer):
 
 
 def test_fork_after_the_probe_shares_the_measured_tokens(tokenizer, model):
-    trees = grow(Sampler(model, tokenizer), tokenizer, fork_at="probe", base_prob=1.0, num_initial=2, num_generations=10)
+    trees = grow(
+        Sampler(model, tokenizer), tokenizer, fork_at="probe", base_prob=1.0, num_initial=2, num_generations=10
+    )
     probes = [(tree, n) for tree in trees for n, node in enumerate(tree.nodes) if node.stopped == "probe"]
     assert probes
     for tree, n in probes:
@@ -214,7 +247,9 @@ def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model):
     def trees(order=range(4), max_rows=512, **settings):
         config = RolloutConfig(**(SMALL | settings))
         ids = [tokenizer.encode(prompts[q]) for q in order]
-        grown = grow_trees(ids, [keys[q] for q in order], Sampler(model, tokenizer), EchoTools(), tokenizer, config, max_rows)
+        grown = grow_trees(
+            ids, [keys[q] for q in order], Sampler(model, tokenizer), EchoTools(), tokenizer, config, max_rows
+        )
         return {q: facts(tree) for q, tree in zip(order, grown)}
 
     expected = trees()

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from conftest import grow, random_model
+
 from advantage import ADVANTAGES, attribute, loss_weights
 from arpo import UpdateConfig, make_batches, pack, policy_loss, split, token_logprobs, tokens, update
-from conftest import grow, random_model
 from rollout import Sampler
 
 
@@ -155,7 +156,9 @@ def test_a_tree_without_advantage_is_skipped_but_counts(grown):
     batches = make_batches(trees, advantages, UpdateConfig())
     assert sum(len(b.trained) for b in batches) < sum(len(n.ids) for t in trees for n in t.nodes)
     slow = per_leaf_loss(model, trees, advantages, UpdateConfig(), off_policy)
-    assert float(tree_loss(model, trees, advantages, UpdateConfig(), off_policy)) == pytest.approx(float(slow), rel=1e-5)
+    assert float(tree_loss(model, trees, advantages, UpdateConfig(), off_policy)) == pytest.approx(
+        float(slow), rel=1e-5
+    )
 
 
 def test_tool_result_and_prompt_tokens_get_exactly_zero_gradient(grown):
