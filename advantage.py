@@ -46,9 +46,8 @@ def attribute(advantages: Tensor, descends: Tensor, attribution: str) -> Tensor:
 def loss_weights(descends: list[Tensor], lengths: list[Tensor], loss_type: str, max_length: int) -> list[Tensor]:
     """W of each tree (N, M): what leaf m's term at a token of node n counts in the loss.
 
-    `lengths` has for each tree L_m, the policy's tokens on leaf m's path (M,). The names are TRL's:
-    "dapo", mean over all tokens of all leaves, D / Σ L; "grpo", mean over leaves of the mean over their
-    tokens, D / (leaves · L_m); "dr_grpo", D / (leaves · max_length). Denominators cover all trees given.
+    `lengths` has each tree's L_m, the policy's tokens on leaf m's path (M,). The names are TRL's: "dapo",
+    token mean, D / Σ L; "grpo", sequence mean, D / (leaves · L_m); "dr_grpo", D / (leaves · max_length).
     """
     tokens, leaves = float(torch.cat(lengths).sum()), len(torch.cat(lengths))
     denominator = {"dapo": lambda L: tokens, "grpo": lambda L: leaves * L, "dr_grpo": lambda L: leaves * max_length}

@@ -1,15 +1,16 @@
 """The update: pack trees into tensors, take log-probabilities, form the loss, step.
 
-A tree is packed into one sequence of its unique tokens: positions are depths, and a token attends to
-its ancestors alone, so one forward pass serves all leaves and a shared token is computed once. With
+A tree is packed into one sequence of its unique tokens: positions are depths, and a token attends to its
+ancestors alone, so one forward pass serves all leaves and a shared token is computed once. With
 r_t = π_θ / π_old, and the advantages A and weights W of `advantage.py`, the loss is
 
     - Σ_t Σ_m W[t, m] · min(r_t A[t, m], clip(r_t, 1 - ε, 1 + ε_high) A[t, m])  +  β_KL Σ_t Σ_m W[t, m] KL_t
 
-over the tokens t that the policy sampled; prompt and tool-result tokens have no term. S counts the
-sampled tokens of a batch, T all of them. Left out: several GPUs, output heads that rescale logits.
+over the S tokens t that the policy sampled; the other tokens of the batch's T have no term. Left out:
+several GPUs, output heads that rescale logits.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,8 +53,7 @@ class Batch:
     sampler_logprobs: Tensor  # (S,) only to be compared
 
 
-# A tree with its W and A (N, M), or the part of it that leads to the leaves whose weights are not 0.
-Piece = tuple[Tree, Tensor, Tensor]
+Piece = tuple[Tree, Tensor, Tensor]  # a tree with its W and A (N, M), less the leaves whose W is 0
 
 
 def kept(weights: Tensor) -> list[int]:
@@ -70,30 +70,26 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
     ids, positions, segment, trained, predict_from, weights, advantages, sampled = ([] for _ in range(8))
     lineage: list[list[int]] = []  # of each segment, i.e. prompt or node: its ancestors and itself
     for tree, W, A in pieces:
-        last, number = {}, {}  # of each node: the index of its last token, its segment
+        last: dict[int, int] = {}  # of each node: the index of its last token
         root = Node([], [], [], parent=PROMPT - 1, observation=tree.prompt)
         for n, node in [(PROMPT, root)] + [(n, tree.nodes[n]) for n in kept(W)]:
             above, start, own = last.get(node.parent), len(ids), len(node.ids)
             depth = 0 if above is None else positions[above] + 1
-            number[n] = len(lineage)
-            lineage.append([*([] if above is None else lineage[number[node.parent]]), number[n]])
+            lineage.append([*([] if above is None else lineage[segment[above]]), len(lineage)])
             ids += node.ids + node.observation
             positions += range(depth, depth + len(ids) - start)
-            segment += [number[n]] * (len(ids) - start)
+            segment += [len(lineage) - 1] * (len(ids) - start)
             last[n] = len(ids) - 1
             trained += range(start, start + own)
             predict_from += [above, *range(start, start + own - 1)][:own]
             weights += [W[n]] * own
             advantages += [A[n]] * own
             sampled += node.logprobs
-    sees = torch.zeros(len(lineage), len(lineage), dtype=torch.bool)
-    for s, above in enumerate(lineage):
-        sees[s, above] = True
-    position, segment = torch.tensor(positions), torch.tensor(segment)
-    mask = sees[segment][:, segment] & (position[:, None] >= position)
-    tensors = map(torch.tensor, (ids, positions, trained, predict_from, sampled))
-    ids, positions, trained, predict_from, sampled = tensors
-    fields = (ids, positions, mask, trained, predict_from, torch.stack(weights), torch.stack(advantages), sampled)
+    sees = torch.tensor([[s in ancestors for s in range(len(lineage))] for ancestors in map(set, lineage)])
+    depth, segment = torch.tensor(positions), torch.tensor(segment)
+    mask = sees[segment][:, segment] & (depth[:, None] >= depth)
+    fields = [torch.tensor(ids), depth, mask, torch.tensor(trained), torch.tensor(predict_from)]
+    fields += [torch.stack(weights), torch.stack(advantages), torch.tensor(sampled)]
     return Batch(*(tensor.to(device) for tensor in fields))
 
 
@@ -104,9 +100,7 @@ def split(piece: Piece, token_budget: int) -> list[Piece]:
     """
     tree, W, A = piece
     parts: list[Piece] = []
-    for m in range(W.shape[1]):
-        column = torch.zeros_like(W)
-        column[:, m] = W[:, m]
+    for column in (W * leaf for leaf in torch.eye(W.shape[1])):
         if parts and tokens(tree, parts[-1][1] + column) <= token_budget:
             parts[-1] = (tree, parts[-1][1] + column, A)
         else:
@@ -139,12 +133,8 @@ def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2
 
     Logits exist only for those tokens, `chunk` at a time, and are computed again in the backward pass.
     """
-    hidden = model.get_decoder()(
-        input_ids=batch.ids[None],
-        attention_mask=batch.mask[None, None],
-        position_ids=batch.positions[None],
-        use_cache=False,
-    ).last_hidden_state[0]
+    inputs = dict(input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None])
+    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
 
     def logprobs(rows: Tensor, targets: Tensor) -> Tensor:
         logits = model.get_output_embeddings()(rows).float() / temperature
@@ -184,29 +174,27 @@ def update(model, optimizer, trees: list[Tree], advantages: Tensor, config: Upda
     own policy before the first optimizer step; it is computed ahead only where a later step needs it.
     """
     model.train()
-    parts, passes = config.num_minibatches, []
-    for i in range(parts):
-        batches = make_batches(trees[i::parts], advantages[i::parts], config, model.device)
-        passes.append([(batch, None) for batch in batches])
+    parts = config.num_minibatches
+    passes = [make_batches(trees[i::parts], advantages[i::parts], config, model.device) for i in range(parts)]
+    stored: dict[int, Tensor] = {}  # log π_old of a batch, by its id
     if parts * config.num_iterations > 1:
         with torch.no_grad():
-            passes = [[(b, token_logprobs(model, b, config.temperature)) for b, _ in batches] for batches in passes]
-    totals = dict.fromkeys(("train_tokens", "trained", "loss", "grad_norm"), 0.0)
+            stored = {id(b): token_logprobs(model, b, config.temperature) for batches in passes for b in batches}
+    totals = Counter(train_tokens=0, trained=0, loss=0.0, grad_norm=0.0)
     for batches in passes * config.num_iterations:
-        for batch, old in batches:
+        for batch in batches:
             logprobs = token_logprobs(model, batch, config.temperature)
-            old = logprobs.detach() if old is None else old
             with torch.no_grad():
                 reference_logprobs = reference(batch) if reference else None
+            old = stored.get(id(batch), logprobs.detach())
             loss, sums = policy_loss(logprobs, old, batch, config, reference_logprobs)
             loss.backward()
-            sums |= {"train_tokens": len(batch.ids), "trained": len(batch.trained), "loss": float(loss.detach())}
-            totals = {key: totals.get(key, 0.0) + sums.get(key, 0.0) for key in totals | sums}
+            totals.update(sums, train_tokens=len(batch.ids), trained=len(batch.trained), loss=float(loss.detach()))
         totals["grad_norm"] += float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.eval()
     for key in {"clip_fraction", "kl_sampler", "kl_reference"} & set(totals):
         totals[key] /= max(1.0, totals["trained"])
-    totals["grad_norm"] /= len(passes) * config.num_iterations
-    return totals
+    totals["grad_norm"] /= parts * config.num_iterations
+    return dict(totals)

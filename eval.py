@@ -40,7 +40,7 @@ TINY = Path(__file__).parent / "data" / "tiny_model"
 SIZES = {
     "tiny": {
         "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64,
-        "max_result_tokens": 120, "top_k": 2, "window_chars": 160,
+        "max_result_tokens": 120, "top_k": 1, "window_chars": 160,
         "lora_r": 0, "learning_rate": 1e-3, "questions_per_step": 12, "max_steps": 60,
     },
     "real": {},
@@ -495,11 +495,11 @@ class TreeConfig:
     width: int = 120  # columns of the drawing
 
 
-def tree_command(argv: list[str]) -> int:
+def tree_command() -> None:
     """`python rollout.py "a question"`: grows one tree and draws it."""
     parser = OneLineParser("Grows one tree for a question and draws it.", TreeConfig, RolloutConfig)
     parser.add_argument("question", nargs="?", default="", help="left out: one of the world's test questions")
-    args = parse_eval_flags(parser, argv)
+    args = parse_eval_flags(parser, sys.argv[1:])
     transformers.utils.logging.disable_progress_bar()
     try:
         config = pick(RolloutConfig, args)
@@ -512,25 +512,22 @@ def tree_command(argv: list[str]) -> int:
         prompt = encode_prompt(policy.tokenizer, question.question)
         (tree,) = grow_trees([prompt], [f"{args.seed}/{question.id}"], sampler, tools, policy.tokenizer, config)
     except (ValueError, OSError) as error:
-        print(f"rollout.py: error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     rewards = torch.tensor([score.reward for score in score_leaves(tree, question, policy.tokenizer)])
     print(draw_tree(tree, policy.tokenizer, rewards, ADVANTAGES["group"](rewards[None])[0], args.width))
     print(f"\naccepted answer: {', '.join(question.answers) or 'unknown (rewards show the format alone)'}")
     print("tokens: " + ", ".join(f"{name} {n}" for name, n in sampler.counts.items()))
-    return 0
 
 
-def main(argv: list[str]) -> int:
-    args = parse_eval_flags(OneLineParser(__doc__, EvalConfig, RolloutConfig), argv)
+def main() -> None:
+    parser = OneLineParser(__doc__, EvalConfig, RolloutConfig)
+    args = parse_eval_flags(parser, sys.argv[1:])
     transformers.utils.logging.disable_progress_bar()
     try:
         (ask if args.ask else benchmark)(load(args), args, PythonSandbox())
     except (ValueError, OSError) as error:
-        print(f"eval.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

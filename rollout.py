@@ -1,25 +1,22 @@
 """Tree rollouts: sample, observe, fork (the paper's entropy-based adaptive rollout, section 3.1).
 
 For each question N trajectories start from the prompt. After a tool result the entropy of the next
-tokens is compared with the entropy at the trajectory's beginning; where it jumped, new paths start
-right after the result, until the tree has M leaves. What is left of the budget then starts from the
-prompt. Every tree ends with exactly M leaves; with N = M nothing forks, and this is GRPO's sampling.
+tokens is compared with that at the trajectory's beginning; where it jumped, new paths start right after
+the result, until the tree has M leaves. What is left of the budget then starts from the prompt. Every
+tree ends with exactly M leaves; with N = M nothing forks, and this is GRPO's sampling.
 
     paper             here                              paper         here
     M, N, Z, k        num_generations, num_initial,     ΔH_t, P_t     Decision.delta, Decision.prob
                       fan_out, entropy_tokens           α, β, τ       base_prob, entropy_weight, threshold
     H_initial, H_t    initial_entropy, entropy
 
-Axis letters, here and in the other files: Q questions, M leaves of a tree, N nodes of a tree,
-B rows of a batch, T tokens, C cached columns, V vocabulary.
-
-`Sampler` continues rows of token ids with Hugging Face `generate` and keeps their KV cache; `Growth`
-is the tree algorithm and knows nothing of models. Left out: beam search, several models at once.
+Axis letters, in all files: Q questions, M leaves of a tree, N nodes of a tree, B rows of a batch,
+T tokens, C cached columns, V vocabulary. `Sampler` continues rows of token ids with Hugging Face
+`generate`; `Growth` is the tree algorithm and knows nothing of models. Left out: beam search.
 """
 
 import hashlib
 import math
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
@@ -28,7 +25,7 @@ from typing import Literal
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
-from tools import CLOSING_TAGS, LIMIT_TEXT, ToolCall, ToolResult, encode_result, parse_call
+from tools import CLOSING_TAGS, ToolCall, ToolResult, begin_call, encode_result
 
 PROMPT = -1  # the parent of a tree's first nodes
 
@@ -55,9 +52,9 @@ class RolloutConfig:
     wave_quorum: float = 1.0  # share of the rows that must have stopped to end a call of generate
 
     def __post_init__(self):
-        m = self.num_generations
-        if not 1 <= self.num_initial <= m:
-            raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), found {self.num_initial}")
+        n, m = self.num_initial, self.num_generations
+        if not 1 <= n <= m:
+            raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), found {n}")
         for name in ("fan_out", "entropy_tokens", "max_completion_length", "max_turn_tokens", "max_result_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
@@ -70,8 +67,7 @@ class Sample:
     ids: list[int] = field(default_factory=list)  # the stop token included
     logprobs: list[float] = field(default_factory=list)  # of the sampler, at its temperature
     entropies: list[float] = field(default_factory=list)  # nats, full vocabulary, temperature 1
-    # "call" at a closing tool tag, "end" at the end token, "length" at the limit; "" where it wants to go on
-    stopped: str = ""
+    stopped: str = ""  # "call": closing tool tag, "end": end token, "length": limit; "": wants to go on
 
 
 @dataclass
@@ -112,18 +108,13 @@ class Tree:
 
     def path(self, leaf: int) -> list[int]:
         """Indices of the nodes from the first turn to `leaf`."""
-        nodes = [leaf]
-        while self.nodes[nodes[0]].parent != PROMPT:
-            nodes.insert(0, self.nodes[nodes[0]].parent)
-        return nodes
+        parent = self.nodes[leaf].parent
+        return [leaf] if parent == PROMPT else [*self.path(parent), leaf]
 
     def descends(self) -> torch.Tensor:
         """D (N, M), 0/1: leaf m passes through node n."""
-        leaves = self.leaves()
-        matrix = torch.zeros(len(self.nodes), len(leaves))
-        for m, leaf in enumerate(leaves):
-            matrix[self.path(leaf), m] = 1
-        return matrix
+        paths = [set(self.path(leaf)) for leaf in self.leaves()]
+        return torch.tensor([[float(n in path) for path in paths] for n in range(len(self.nodes))])
 
     def sorted(self) -> "Tree":
         """The same tree depth first, siblings by rank: the order in which rows happened to stop is gone."""
@@ -161,10 +152,9 @@ def uniform(key: str, position: int) -> float:
 class _Step(LogitsProcessor):
     """One decoding step of B rows: notes entropies, draws tokens, and stops rows.
 
-    It is the only logits processor and sees the raw logits (B, V). A token is drawn by inverse CDF from
-    its row's own randomness; all others get -inf, so that `generate`, decoding greedily, takes it. A
-    closing tag may be several tokens and may end inside one: only tokens that contain ">" can complete
-    it, and only rows that just drew such a token are decoded.
+    It sees the raw logits (B, V) and draws by inverse CDF from each row's own randomness; all other tokens
+    get -inf, so that `generate`, decoding greedily, takes the drawn one. A closing tag may be several tokens
+    and may end inside one: only tokens that contain ">" can complete it, so only rows that drew one are decoded.
     """
 
     def __init__(self, sampler: "Sampler", rows: list[Path], quorum: float, on_stop):
@@ -186,27 +176,28 @@ class _Step(LogitsProcessor):
             tokens = torch.searchsorted(cdf, u.to(cdf.device) * cdf[:, -1:], right=True)
         self.logprobs.append(logp.gather(-1, tokens).squeeze(-1))
         if not self.finished():
-            self._note(tokens.flatten().tolist(), self.sampler.may_stop[tokens.flatten()].tolist())
+            self._note(tokens.flatten().tolist())
         return torch.full_like(logits, -torch.inf).scatter(-1, tokens, 0.0)
 
     def finished(self) -> bool:
         return sum(self.done) >= self.enough
 
-    def _note(self, tokens: list[int], may_stop: list[bool]) -> None:
-        for i, (row, sample) in enumerate(zip(self.rows, self.samples)):
+    def _note(self, tokens: list[int]) -> None:
+        for i, (token, row, sample) in enumerate(zip(tokens, self.rows, self.samples)):
             if not self.done[i]:
-                sample.ids.append(tokens[i])
-                sample.stopped = self._reason(row.ids[row.turn_start :] + sample.ids) if may_stop[i] else ""
-                sample.stopped = sample.stopped or ("length" if len(sample.ids) >= row.limit else "")
-                self.done[i] = bool(sample.stopped)
+                sample.ids.append(token)
+                if token in self.sampler.may_stop:
+                    sample.stopped = self._reason(row.ids[row.turn_start :] + sample.ids)
+                if not sample.stopped and len(sample.ids) >= row.limit:
+                    sample.stopped = "length"
                 if sample.stopped:
+                    self.done[i] = True
                     self.on_stop(i, sample)
 
     def _reason(self, turn: list[int]) -> str:
         if turn[-1] in self.sampler.end_ids:
             return "end"
-        tail = turn[-16:]  # longer than any closing tag
-        text, before = self.sampler.tokenizer.batch_decode([tail, tail[:-1]])
+        text, before = self.sampler.tokenizer.batch_decode([turn[-16:], turn[-16:-1]])  # no tag is longer
         return "call" if any(text.count(tag) > before.count(tag) for tag in CLOSING_TAGS) else ""
 
 
@@ -214,13 +205,11 @@ class Sampler:
     """Continues rows of token ids with `generate`, feeding only what the KV cache lacks.
 
     After a call the cache holds that call's B rows. A row of the next call names one of them as its
-    source and shares a prefix with it; whether it goes on, got a tool result, or is a fork, its cached
-    prefix is gathered out of the source's columns (which drops all holes) and the rest is fed. Keys
-    carry their own positions, so columns may move.
-
-    `counts`: prefilled (prompt and result tokens fed for the first time), refed (tokens fed again
-    because a row needs a last token to sample from), decoded (sampled tokens), holes (columns fed for
-    nothing: padding, and rows that had stopped already).
+    source and shares a prefix with it. Whether it goes on, got a tool result, or is a fork: its cached
+    prefix is gathered out of the source's columns, and the rest is fed. (Keys carry their positions, so
+    columns may move.) `counts`: prefilled (prompt and result tokens fed for the first time), refed (fed
+    again because a row needs a last token to sample from), decoded (sampled tokens), holes (columns fed
+    for nothing: padding, and rows that had stopped already).
     """
 
     def __init__(self, model, tokenizer, temperature: float = 1.0):
@@ -232,9 +221,7 @@ class Sampler:
         model.generation_config = GenerationConfig(pad_token_id=self.pad, eos_token_id=sorted(self.end_ids))
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.vocab_size))))
-        stops = [t for t, piece in enumerate(pieces) if t in self.end_ids or ">" in (piece or "")]
-        self.may_stop = torch.zeros(self.vocab_size, dtype=torch.bool, device=model.device)
-        self.may_stop[stops] = True
+        self.may_stop = self.end_ids | {t for t, piece in enumerate(pieces) if ">" in (piece or "")}
         self.counts: Counter = Counter()
 
     def _pad(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -286,12 +273,11 @@ class Sampler:
             past_key_values=self.cache,
             logits_processor=[step],
             stopping_criteria=[lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], step.finished(), dtype=torch.bool)],
-            generation_config=GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=self.pad, use_cache=True),
+            generation_config=GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=self.pad),
         )
         steps = out.shape[1] - tape.shape[1]
         if self.cache.get_seq_length() != out.shape[1] - 1:  # a cache that ended elsewhere was fed twice, silently
             raise RuntimeError(f"the cache holds {self.cache.get_seq_length()} columns, expected {out.shape[1] - 1}")
-
         logprobs, entropies = torch.stack(step.logprobs, 1).tolist(), torch.stack(step.entropies, 1).tolist()
         for i, sample in enumerate(step.samples):
             sample.logprobs, sample.entropies = logprobs[i][: len(sample.ids)], entropies[i][: len(sample.ids)]
@@ -301,16 +287,6 @@ class Sampler:
         self.counts["decoded"] += int(lengths.sum())
         self.counts["holes"] += steps * len(rows) - int(lengths.sum())
         return step.samples
-
-
-@dataclass
-class Candidate:
-    """A result where siblings may start, and the measurement that decides it."""
-
-    path: Path  # the first to leave the result
-    start: Path  # that path as it left, which the siblings repeat
-    child: int  # the turn that it took there
-    entropy: float  # H_t
 
 
 class Growth:
@@ -325,7 +301,8 @@ class Growth:
         self.norm = math.log(vocab_size) if config.entropy_norm == "log_vocab" else vocab_size
         self.source = source  # a row of the last call that begins with this prompt
         self.paths: list[Path] = []  # those that go on
-        self.candidates: list[Candidate] = []  # undecided
+        # Undecided forks: H_t, the path that left a result first, its copy from then, the turn it took.
+        self.candidates: list[tuple[float, Path, Path, int]] = []
         self.budget = config.num_generations
         self._start(config.num_initial, may_branch=True)
 
@@ -341,9 +318,11 @@ class Growth:
 
     def rows(self) -> list[Path]:
         """What the next call must hold: paths that go on, and ended ones (limit 0) that may yet be forked."""
-        for path in self.paths:
-            path.limit = min(self._room(path), self.config.max_turn_tokens - (len(path.ids) - path.turn_start))
-        return self.paths + [c.path for c in self.candidates if c.path not in self.paths]
+        rows = self.paths + [path for _, path, _, _ in self.candidates if path not in self.paths]
+        for path in rows:
+            limit = min(self._room(path), self.config.max_turn_tokens - (len(path.ids) - path.turn_start))
+            path.limit = limit if path in self.paths else 0
+        return rows
 
     def sample(self, path: Path, sample: Sample) -> None:
         """Adds what was sampled; a finished turn becomes a node, and a candidate if it left a result first."""
@@ -360,10 +339,9 @@ class Growth:
         path.node = len(self.tree.nodes) - 1
         if path.start:
             entropy = path.last_entropy if self.config.entropy_timing == "after" else path.start.last_entropy
-            self.candidates.append(Candidate(path, path.start, path.node, entropy))
+            self.candidates.append((entropy, path, path.start, path.node))
         if turn.stopped != "call":
             self.paths.remove(path)
-            path.limit = 0
 
     def observe(self, path: Path, call: ToolCall | None, result: ToolResult | None, observation: list[int]) -> None:
         """Puts a tool's result behind the turn that asked for it, or ends the path at one of its limits."""
@@ -373,7 +351,6 @@ class Growth:
         if result is None or len(observation) >= self._room(path):
             node.stopped = "calls" if result is None else "length"
             self.paths.remove(path)
-            path.limit = 0
             return
         node.observation = observation
         path.ids = path.ids + observation
@@ -383,34 +360,35 @@ class Growth:
     def fork(self) -> None:
         """Decides every wave that all paths have left behind, and tops up a tree that has come to rest."""
         while self.candidates:
-            wave = min(c.start.wave for c in self.candidates)
+            wave = min(start.wave for _, _, start, _ in self.candidates)
             if any(path.wave <= wave for path in self.paths):
                 return
-            ready = sorted((c for c in self.candidates if c.start.wave == wave), key=lambda c: c.path.key)
-            self.candidates = [c for c in self.candidates if c.start.wave != wave]
+            ready = sorted((c for c in self.candidates if c[2].wave == wave), key=lambda c: c[2].key)
+            self.candidates = [c for c in self.candidates if c not in ready]
             self._decide(ready, wave)
         if not self.paths:
             self._start(self.budget, may_branch=False)
 
-    def _decide(self, ready: list[Candidate], wave: int) -> None:
+    def _decide(self, ready: list, wave: int) -> None:
         """Applies the branch rule to a wave's candidates; where the budget is short, highest P_t first."""
         cfg = self.config
-        deltas = [(c.entropy - c.start.initial_entropy) / self.norm for c in ready]
+        deltas = [(entropy - start.initial_entropy) / self.norm for entropy, _, start, _ in ready]
         if cfg.shuffle_entropy:
             order = sorted(range(len(ready)), key=lambda i: uniform(f"{self.key}/shuffle{wave}", i))
             deltas = [deltas[i] for i in order]
-        for delta, c in sorted(zip(deltas, ready), key=lambda pair: -cfg.entropy_weight * pair[0]):
+        for delta, candidate in sorted(zip(deltas, ready), key=lambda pair: -cfg.entropy_weight * pair[0]):
+            entropy, path, start, child = candidate
             prob = cfg.base_prob + cfg.entropy_weight * delta
-            coin = uniform(f"{c.path.key}/coin", len(c.start.ids))
+            coin = uniform(f"{start.key}/coin", len(start.ids))
             bar = cfg.threshold if cfg.branch_rule == "threshold" else coin
             new = min(cfg.fan_out, self.budget) if prob > bar else 0
-            decision = Decision(c.entropy, c.start.initial_entropy, delta, prob, bar, wave, new)
-            self.tree.nodes[c.start.node].decision = decision
-            self._branch(c, new)
+            decision = Decision(entropy, start.initial_entropy, delta, prob, bar, wave, new)
+            self.tree.nodes[start.node].decision = decision
+            self._branch(path, start, child, new)
 
-    def _branch(self, c: Candidate, new: int) -> None:
-        """Starts `new` siblings right after the result, or after the probe tokens."""
-        node, ids, child = c.start.node, c.start.ids, self.tree.nodes[c.child]
+    def _branch(self, path: Path, start: Path, child_index: int, new: int) -> None:
+        """Starts `new` siblings of a turn right after the result, or after the turn's probe tokens."""
+        node, ids, child = start.node, start.ids, self.tree.nodes[child_index]
         cut = min(self.config.entropy_tokens, len(child.ids) - 1) if self.config.fork_at == "probe" else 0
         if new and cut:
             parts = [child.ids, child.logprobs, child.entropies]
@@ -419,9 +397,8 @@ class Growth:
             child.parent, child.rank = len(self.tree.nodes) - 1, 0
             node, ids = child.parent, ids + self.tree.nodes[-1].ids
         for z in range(1, new + 1):
-            key = f"{c.path.key}/{len(ids)}.{z}"
-            sibling = replace(c.start, key=key, ids=ids, source=c.path.source, node=node, rank=z, wave=c.start.wave + 1)
-            self.paths.append(replace(sibling, turn=Sample()))
+            own = dict(key=f"{start.key}/{len(ids)}.{z}", ids=ids, source=path.source, node=node, rank=z, turn=Sample())
+            self.paths.append(replace(start, wave=start.wave + 1, **own))
         self.budget -= new
 
 
@@ -434,10 +411,9 @@ def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig, 
     """
     together = max(1, max_rows // config.num_generations)
     if len(prompts) > together:
-        chunks = [slice(start, start + together) for start in range(0, len(prompts), together)]
-        grown = (grow_trees(prompts[c], keys[c], sampler, tools, tokenizer, config, max_rows) for c in chunks)
-        return [tree for trees in grown for tree in trees]
-
+        rest = sampler, tools, tokenizer, config, max_rows
+        first = grow_trees(prompts[:together], keys[:together], *rest)
+        return first + grow_trees(prompts[together:], keys[together:], *rest)
     sampler.prefill(prompts)
     growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(zip(prompts, keys))]
     while places := [(growth, path) for growth in growths for path in growth.rows()]:
@@ -446,32 +422,24 @@ def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig, 
         def begin(i: int, sample: Sample) -> None:  # the moment row i stops: its tool runs while others decode
             path = places[i][1]
             if sample.stopped == "call":
-                call = parse_call(tokenizer.decode(path.ids[path.turn_start :] + sample.ids))
-                calls[i] = call, tools.submit(call) if call and path.calls < config.max_tool_calls else None
+                turn = tokenizer.decode(path.ids[path.turn_start :] + sample.ids)
+                calls[i] = begin_call(tools, turn, path.calls, config.max_tool_calls)
 
         samples = sampler([path for _, path in places], config.wave_quorum, begin)
         for i, ((growth, path), sample) in enumerate(zip(places, samples)):
             path.source = growth.source = i
             growth.sample(path, sample)
             if i in calls:
-                result = _await_result(*calls[i], path.calls - config.max_tool_calls)
+                call, future = calls[i]
+                result = future.result() if future else None
                 observation = encode_result(tokenizer, result.text, config.max_result_tokens) if result else []
-                growth.observe(path, calls[i][0], result, observation)
+                growth.observe(path, call, result, observation)
         for growth in growths:
             growth.fork()
     return [growth.tree.sorted() for growth in growths]
 
 
-def _await_result(call: ToolCall | None, future, calls_over: int) -> ToolResult | None:
-    """The result of a path's call. Over the limit of calls the first gets a refusal, the next None."""
-    if calls_over > 0:
-        return None
-    if calls_over == 0:
-        return ToolResult(LIMIT_TEXT, "refused")
-    return future.result() if call else ToolResult("Error: closing tag without an opening tag.", "malformed")
-
-
 if __name__ == "__main__":
     from eval import tree_command  # a command stands above everything, so this import alone looks forward
 
-    sys.exit(tree_command(sys.argv[1:]))
+    tree_command()

@@ -73,6 +73,22 @@ def parse_call(turn: str) -> ToolCall | None:
     return ToolCall(tool, turn[start + len(tool) + 2 : end].strip()) if start >= 0 else None
 
 
+def begin_call(tools, turn: str, calls: int, limit: int) -> tuple[ToolCall | None, Future | None]:
+    """Starts the call that ends a turn's text, the path having made `calls` before; returns it and its result.
+
+    Over the limit the first call gets a refusal for its result; the next gets None, which ends the path.
+    """
+    call = parse_call(turn)
+    if call and calls < limit:
+        return call, tools.submit(call)
+    if calls > limit:
+        return call, None
+    future: Future = Future()
+    refusal = ToolResult(LIMIT_TEXT, "refused")
+    future.set_result(refusal if calls == limit else ToolResult("Error: closing tag without opening tag.", "malformed"))
+    return call, future
+
+
 _TAG = r"</?(?:think|python|search|browse|result|answer)>"
 _BODY = rf"(?:(?!{_TAG}).)*"
 _THINK = rf"\s*(?:<think>{_BODY}</think>\s*)*"
@@ -131,7 +147,7 @@ def _terms(query: str, limit: int = 32) -> list[str]:
 class Search:
     """BM25 over a corpus of passages (title, address, text), with SQLite's full-text index.
 
-    Titles weigh twice as much as text. Equal scores keep the order of the corpus, so that the same
+    Titles weigh four times as much as text. Equal scores keep the order of the corpus, so that the same
     query always gives the same result.
     """
 
@@ -151,7 +167,7 @@ class Search:
         match = " OR ".join(f'"{term}"' for term in terms)  # quoted: nothing in a query is an operator
         sql = (
             "SELECT title, address, text FROM passages WHERE passages MATCH ? "
-            "ORDER BY bm25(passages, 2.0, 1.0), rowid LIMIT ?"
+            "ORDER BY bm25(passages, 4.0, 1.0), rowid LIMIT ?"
         )
         with self._lock:
             hits = self._db.execute(sql, (match, self.top_k)).fetchall()

@@ -150,9 +150,8 @@ class TrainConfig:
 # ---------------------------------------------------------------------------------- the command line
 
 
-def parse_flags(argv: list[str]) -> argparse.Namespace:
+def parse_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
     """Flags over method over model over the dataclasses' defaults."""
-    parser = OneLineParser(__doc__, TrainConfig, RolloutConfig, UpdateConfig)
     parser.set_defaults(**model_defaults(parser.parse_args(argv).model))
     first = parser.parse_args(argv)
     method = {name: value for name, value in METHODS[first.algo].items() if name != "flat"}
@@ -173,7 +172,8 @@ def encode_demonstration(tokenizer, question: str, steps, tools, max_result_toke
     ids = encode_prompt(tokenizer, question)
     own = [0] * len(ids)
     for step in steps:
-        turn = f"<think>{step.think}</think><{step.tool}>{step.content}</{step.tool}>"
+        space = " " if step.content[0].isalpha() else ""  # a word's token begins with its space, a digit's does not
+        turn = f"<think> {step.think}</think><{step.tool}>{space}{step.content}</{step.tool}>"
         turn_ids = tokenizer.encode(turn, add_special_tokens=False)
         result = []
         if step.tool == "answer":
@@ -490,9 +490,9 @@ def demonstration_texts():
     for world, question, steps in demonstrations(40, 24):
         if world.seed not in seen:
             seen.add(world.seed)
-            yield from (f"{p.title} ({p.address}): {p.text}" for p in world.passages)
-        yield question.question
-        yield from (f"{step.think} {step.content}" for step in steps)
+            yield from (f" {p.title} ({p.address}): {p.text}" for p in world.passages)
+            yield from list(world.pages.values())[:8]  # few: names matter more than the words of pages
+        yield from (f" {text}" for step in steps for text in (question.question, step.think, step.content))
 
 
 def describe(args) -> str:
@@ -520,23 +520,22 @@ def describe(args) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
-    args = parse_flags(argv)
+def main() -> None:
+    parser = OneLineParser(__doc__, TrainConfig, RolloutConfig, UpdateConfig)
+    args = parse_flags(parser, sys.argv[1:])
     transformers.utils.logging.disable_progress_bar()
     try:
         pick(RolloutConfig, args), pick(UpdateConfig, args)  # bad values are told before anything is loaded
         if args.dry_run:
             print(describe(args))
-            return 0
+            return
         if args.threads:
             torch.set_num_threads(args.threads)
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         (sft_command if args.stage == "sft" else rl_command)(args, PythonSandbox())
     except (ValueError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()
