@@ -134,11 +134,11 @@ class TrainConfig:
     eval_questions: int = 100  # dev questions
     test_questions: int = 300  # held-out questions of the final table
     save_trees_steps: int = 10  # draw a tree every so many steps
-    sft_steps: int = 1500  # optimizer steps of the cold start
-    sft_worlds: int = 400  # worlds that demonstrations are drawn from
-    sft_each: int = 24  # demonstrations from each
+    sft_steps: int = 300  # optimizer steps of the cold start
+    sft_worlds: int = 100  # worlds that demonstrations are drawn from
+    sft_each: int = 32  # demonstrations from each
     sft_batch_tokens: int = 6000  # of a batch, padding included
-    sft_learning_rate: float = 2e-3  # peak
+    sft_learning_rate: float = 1e-4  # peak
     lora_r: int = 16  # rank of LoRA on all linear layers; 0 trains all weights
     load_in_4bit: bool = False  # NF4 weights through bitsandbytes
     top_k: int = 3  # passages that a search shows

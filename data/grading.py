@@ -73,7 +73,8 @@ def _exact(answer: str, gold: str) -> float:
     number = as_number(gold)
     if number is not None:
         return float(as_number(answer) == number)
-    return float(bool(normalize(answer)) and normalize(answer) == normalize(gold))
+    same = answer.strip().lower() == gold.strip().lower()  # also where nothing but an article is left, as of "A"
+    return float(bool(answer.strip()) and (same or normalize(answer) == normalize(gold) != ""))
 
 
 def _f1(answer: str, gold: str) -> float:

@@ -53,14 +53,14 @@ class Kind:
 
 KINDS = {
     "town": Kind(
-        60, "ton ford wick ham stead",
+        56, "ton ford wick ham stead",
         {"mayor": "person", "river": "river"}, ("tax", "coins"), ("height", "feet"), ("market", DAYS),
         ("The road to it is old and well kept.", "Most of its roofs are red.",
          "It burned down once and was built again in stone.", "On clear nights one can see its lights from the hills.",
          "Travellers praise the inn behind the gate.", "Its walls were never taken in a war."),
     ),
     "person": Kind(
-        90, "lin mir dan rik tha bert gund",
+        56, "lin mir dan rik tha bert gund",
         {"home": "town", "guild": "guild"}, ("pay", "coins"), ("age", "years"), ("trade", TRADES),
         ("They like long walks in the hills.", "They rise early and are never late.",
          "As a child they wanted to see the sea.", "Friends say that they laugh a lot.",
@@ -128,12 +128,10 @@ class World:
     def _add_entities(self, kind: str, rng: random.Random) -> None:
         """Names of one kind, two in five of them in two regions."""
         names = [beginning + end for beginning in BEGINNINGS for end in KINDS[kind].endings.split()]
-        # No digit twice in an address, so that a tiny model can copy it by what stood before each digit.
-        distinct = [number for number in range(100, 1000) if len(set(str(number))) == 3]
-        numbers = iter(rng.sample(distinct, 2 * KINDS[kind].count))
+        numbers = iter(rng.sample(range(10, 100), 90))
         for name in rng.sample(names, KINDS[kind].count):
             regions = rng.sample(REGIONS, 2 if rng.random() < 0.4 else 1)
-            group = [f"{name} of {region}" for region in regions]
+            group = [f"{name} {region}" for region in regions]
             entities = [Entity(full, kind, f"{kind}/{next(numbers)}", full) for full in group]
             if len(entities) == 2:
                 entities[0].rival, entities[1].rival = entities[1], entities[0]
@@ -177,7 +175,7 @@ class World:
         what = f"What is the {attribute} of {entity.name}"
         first = Find(attribute, entity.name)
         if rng.random() < 0.5:
-            factor = rng.randint(12, 99)
+            factor = rng.randint(3, 9)
             return f"{what} times {factor}?", (first, Calculate(f"{{0}}*{factor}"))
         other = rng.choice(list(self.entities.values()))
         second = Find(KINDS[other.kind].number[0], other.name)
@@ -211,7 +209,7 @@ class Expert:
                 return [*self.turns, self.guess(truth)]
             else:
                 expression = goal.expression.format(*self.values)
-                self.turns.append(Step(self.thought(f"compute {expression}"), "python", expression))
+                self.turns.append(Step(self.thought("compute"), "python", expression))
                 self.learn("result", evaluate(expression))
         return [*self.turns, Step(f"Found {self.have} {self.values[-1]}.", "answer", self.values[-1])]
 
@@ -225,9 +223,7 @@ class Expert:
         elif self.errs("stop"):  # the passage has a number, if not the one that was asked for
             self.learn(goal.attribute, entity.facts[KINDS[entity.kind].number[0]])
         else:
-            self.turns.append(
-                Step("I open the page.", "browse", f"{entity.address} {goal.attribute}")
-            )
+            self.turns.append(Step("I open the page.", "browse", f"{entity.address} {goal.attribute}"))
             self.learn(goal.attribute, entity.hidden[goal.attribute])
 
     def thought(self, intention: str) -> str:
@@ -258,18 +254,29 @@ def demonstrations(worlds: int, each: int, flawed: bool = True) -> Iterator[tupl
             yield world, question, world.expert(question, flaws)
 
 
+def copyable(number: str) -> bool:
+    """No digit twice: a tiny model can then copy it by what stood before each digit."""
+    return number.isdigit() and len(set(number)) == len(number)
+
+
+def two_digits(rng: random.Random) -> str:
+    return rng.choice([str(number) for number in range(12, 99) if copyable(str(number))])
+
+
 def _compute(rng: random.Random) -> tuple[str, tuple]:
-    a, b = sorted(rng.sample(range(12, 100), 2), reverse=True)
-    c = rng.randint(12, 99)
-    text, first, second = rng.choice(
-        (
-            (f"What is {a} times {b} minus {c}?", f"{a}*{b}", f"{{0}}-{c}"),
-            (f"What is {a} times {b} plus {c}?", f"{a}*{b}", f"{{0}}+{c}"),
-            (f"What is the sum of {a} and {b}, times {c}?", f"{a}+{b}", f"{{0}}*{c}"),
-            (f"What is the difference of {a} and {b}, times {c}?", f"{a}-{b}", f"{{0}}*{c}"),
+    """A question of two steps, all of whose numbers are copyable."""
+    while True:
+        a, b, c = two_digits(rng), two_digits(rng), str(rng.randint(3, 9))
+        text, first, second = rng.choice(
+            (
+                (f"What is {a} times {c} minus {b}?", f"{a}*{c}", f"{{0}}-{b}"),
+                (f"What is {a} times {c} plus {b}?", f"{a}*{c}", f"{{0}}+{b}"),
+                (f"What is the sum of {a} and {b}, times {c}?", f"{a}+{b}", f"{{0}}*{c}"),
+            )
         )
-    )
-    return text, (Calculate(first), Calculate(second))
+        results = evaluate(first), evaluate(second.format(evaluate(first)))
+        if all(map(copyable, results)):
+            return text, (Calculate(first), Calculate(second))
 
 
 def evaluate(expression: str) -> str:
@@ -280,9 +287,9 @@ def evaluate(expression: str) -> str:
 def _add_facts(entity: Entity, by_kind: dict[str, list[str]], rng: random.Random) -> None:
     kind = KINDS[entity.kind]
     entity.facts = {attribute: rng.choice(by_kind[target]) for attribute, target in kind.links.items()}
-    entity.facts[kind.number[0]] = str(rng.randint(12, 99))
+    entity.facts[kind.number[0]] = two_digits(rng)
     word, values = kind.hidden_word
-    entity.hidden = {kind.hidden_number[0]: str(rng.randint(12, 99)), word: rng.choice(values)}
+    entity.hidden = {kind.hidden_number[0]: two_digits(rng), word: rng.choice(values)}
 
 
 def _old_note(entity: Entity, by_kind: dict[str, list[str]], rng: random.Random) -> Entity | None:
@@ -298,9 +305,13 @@ def _old_note(entity: Entity, by_kind: dict[str, list[str]], rng: random.Random)
 def _passage_text(entity: Entity, rng: random.Random) -> str:
     """A capital attribute and right after it its value, here, on pages and in thoughts: the easiest thing to copy."""
     number, unit = KINDS[entity.kind].number
-    facts = [f"{name.capitalize()} {value}{' ' + unit if name == number else ''}." for name, value in entity.facts.items()]
+    facts = [
+        f"{name.capitalize()} {value}{' ' + unit if name == number else ''}." for name, value in entity.facts.items()
+    ]
     rng.shuffle(facts)
-    return " ".join([f"A {entity.kind}." if entity.title == entity.name else f"As the {entity.kind} was long ago.", *facts])
+    return " ".join(
+        [f"A {entity.kind}." if entity.title == entity.name else f"As the {entity.kind} was long ago.", *facts]
+    )
 
 
 def _page_text(entity: Entity, passage: str, rng: random.Random) -> str:

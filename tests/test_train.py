@@ -1,0 +1,187 @@
+"""The commands, as a user runs them: errors, determinism, counts, and a run's folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from arpo import Batch, token_logprobs
+from eval import TINY, load_policy, pass_at_k, wilson
+from rollout import RolloutConfig
+
+ROOT = Path(__file__).parent.parent
+QUICK = "--questions_per_step 3 --num_generations 4 --num_initial 2 --eval_questions 6 --test_questions 6 --threads 1"
+
+
+def run(command, *args, code=0):
+    result = subprocess.run([sys.executable, command, *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def bad_files(folder):
+    (folder / "empty.jsonl").write_text("")
+    (folder / "broken.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a", "ans')
+    (folder / "file").write_text("")
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        ("--model no/such-model", "cannot load the model 'no/such-model'"),
+        ("--branch_rule dice", "invalid choice: 'dice' (choose from 'threshold', 'coin')"),
+        ("--no_such_flag 1", "unrecognized arguments: --no_such_flag"),
+        ("--num_generations 4 --num-initial 5", "num_initial (N) must be from 1 to num_generations (M = 4), found 5"),
+        ("--max_steps x", "invalid int value: 'x'"),
+        ("--data {}/empty.jsonl", "empty.jsonl: no questions in this file"),
+        ("--data {}/broken.jsonl", "broken.jsonl, line 2: "),
+        ("--data {}/absent.jsonl", "absent.jsonl"),
+        ("--output_dir {}/file/run", "file"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, told):
+    bad_files(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    output = [] if "output_dir" in args else ["--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *args.format(tmp_path).split(), *output])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and told in error and error.startswith("train.py: error: ") and error.count("\n") == 1
+
+
+def test_flags_over_method_over_model(monkeypatch):
+    def flags(*argv):
+        parser = train.OneLineParser("", train.TrainConfig, RolloutConfig, train.UpdateConfig)
+        return train.parse_flags(parser, list(argv))
+
+    assert flags().lora_r == 0 and flags("--model", "Qwen2.5-1.5B").lora_r == 16
+    grpo = flags("--algo", "grpo", "--num-generations", "6")
+    assert grpo.num_initial == grpo.num_generations == 6
+    dapo = flags("--algo", "dapo", "--epsilon-high", "0.4")
+    assert (dapo.epsilon, dapo.epsilon_high, dapo.dynamic_sampling) == (0.2, 0.4, True)
+    assert flags("--algo", "random").shuffle_entropy and not flags().shuffle_entropy
+    assert flags("--algo", "reinforce++").advantage == "batch"
+    assert flags("--algo", "dr_grpo").loss_type == "dr_grpo"
+    assert flags("--algo", "grpo", "--seed", "3").output_dir == "runs/tiny-grpo-3"
+
+
+def test_learning_rate_warms_up_and_falls():
+    rates = [train.learning_rate(step, 20, 1.0, 4, "cosine") for step in range(1, 21)]
+    assert (
+        rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[-1] == pytest.approx(0.1) and rates[4:] == sorted(rates[4:])[::-1]
+    )
+    assert train.learning_rate(15, 20, 1.0, 4, "constant") == 1.0
+
+
+def test_statistics_worked_by_hand():
+    assert pass_at_k(2, 4, 1) == pytest.approx(0.5) and pass_at_k(2, 4, 2) == pytest.approx(5 / 6)
+    assert pass_at_k(0, 4, 4) == 0 and pass_at_k(1, 4, 4) == 1
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
+
+
+def metrics_of(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        for name in ("seconds_rollout", "seconds_update", "tokens_per_second"):
+            del row[name]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    for folder in folders:
+        result = run("train.py", *f"--max_steps 3 --eval_steps 2 --output_dir {folder} {QUICK}".split())
+    return folders, result.stdout
+
+
+def test_one_seed_gives_the_same_metrics_twice(two_runs):
+    first, second = map(metrics_of, two_runs[0])
+    assert len(first) == 3 and first == second
+
+
+def test_every_metric_is_defined(two_runs):
+    rows = [json.loads(line) for line in (two_runs[0][0] / "metrics.jsonl").read_text().splitlines()]
+    assert set().union(*rows) == set(train.METRICS)
+
+
+def test_counts_of_a_real_run(two_runs):
+    """Prompt and result tokens are fed once; the gradient pass computes unique tokens once; forks feed one again."""
+    for row in metrics_of(two_runs[0][0]):
+        unique = row["prefilled"] + row["decoded"]
+        if row["no_variance"] == 0:
+            assert row["train_tokens"] == unique and row["trained"] == row["decoded"]
+        assert row["train_tokens"] <= unique < row["leaf_tokens"]
+        assert row["refed"] >= 12  # once for each leaf
+
+
+def test_a_runs_folder_and_table(two_runs):
+    folder, out = two_runs[0][1], two_runs[1]
+    for name in ("SFT only, greedy", "arpo, greedy", "expert (ceiling)", "gain over SFT", "6 held-out questions"):
+        assert name in out
+    assert {p.name for p in (folder / "plots").iterdir()} == {
+        "reward.png", "tool_calls.png", "entropy.png", "branching.png",
+    }  # fmt: skip
+    assert "leaf 0" in (folder / "trees" / "step_0001.txt").read_text()
+    about = json.loads((folder / "run.json").read_text())
+    assert about["settings"]["num_generations"] == 4 and "torch" in about["versions"]
+    result = run("eval.py", *f"--model {folder} --data world --count 6 --samples 2".split())
+    assert "pass@2" in result.stdout and "expert (ceiling)   " in result.stdout.replace(
+        "expert (ceiling)", "expert (ceiling)   "
+    )
+
+
+def test_a_tree_and_an_answer_in_the_terminal():
+    drawn = run("rollout.py", "--num_generations", "4", "--num_initial", "2").stdout
+    assert "leaf 3" in drawn and "reward" in drawn and "advantage" in drawn and "prefilled" in drawn
+    asked = run("eval.py", "--ask", "What is 31 times 7 plus 12?").stdout
+    assert "answer: " in asked
+    error = run("rollout.py", "--num_generations", "2", "--num_initial", "3", code=2).stderr
+    assert error.startswith("rollout.py: error: num_initial")
+
+
+def test_dry_run_says_what_would_be_done(tmp_path):
+    out = run("train.py", "--dry_run", "--output_dir", str(tmp_path / "x")).stdout
+    assert "12 questions" in out and "8 leaves each" in out and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("algo", list(train.METHODS))
+def test_every_method_runs_a_step(tmp_path, monkeypatch, capsys, algo):
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", *f"--algo {algo} --max_steps 1 --output_dir {tmp_path} {QUICK}".split()]
+    )
+    train.main()
+    (row,) = metrics_of(tmp_path)
+    assert row["grad_norm"] >= 0 and f"{algo}, greedy" in capsys.readouterr().out
+    if "flat" in train.METHODS[algo]:
+        assert row["forks"] == row["decisions"] * 0 == row["top_ups"]
+
+
+def test_lora_and_reload(tmp_path):
+    """The adapter's own base is the reference, and a saved adapter brings its base along."""
+    policy = load_policy(str(TINY), lora_r=4)
+    causal, ones = torch.ones(4, 4).tril().bool(), torch.ones(3, 1)
+    ids, positions, trained, predict_from = map(torch.tensor, ([5, 40, 41, 42], [0, 1, 2, 3], [1, 2, 3], [0, 1, 2]))
+    batch = Batch(ids, positions, causal, trained, predict_from, ones, ones, torch.zeros(3))
+    before = token_logprobs(policy.model, batch).detach()
+    for name, parameter in policy.model.named_parameters():
+        assert parameter.requires_grad == ("lora" in name)
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)
+    after = token_logprobs(policy.model, batch).detach()
+    assert torch.equal(policy.reference_logprobs(batch, 1.0), before) and not torch.allclose(after, before)
+    policy.save(tmp_path)
+    again = load_policy(str(tmp_path))
+    assert torch.allclose(token_logprobs(again.model, batch), after, atol=1e-6)
+
+
+def test_4bit_runs_two_steps(tmp_path):
+    args = f"--max_steps 2 --lora_r 4 --load_in_4bit --output_dir {tmp_path} {QUICK}".split()
+    run("train.py", *args)
+    assert all(row["grad_norm"] >= 0 for row in metrics_of(tmp_path))
