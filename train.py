@@ -112,6 +112,17 @@ METRICS = {
 }
 
 
+# The sums that every run prints.
+TOKEN_COUNTS = {
+    "leaf_tokens": "on all leaves",
+    "prefilled": "prefilled",
+    "refed": "fed again at forks",
+    "holes": "holes",
+    "decoded": "sampled",
+    "train_tokens": "in the gradient pass",
+}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     model: str = "tiny"  # "tiny", an alias such as Qwen2.5-1.5B, a hub id, or a folder
@@ -380,15 +391,15 @@ class Run:
             policy.save(self.folder)
 
 
-def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args) -> None:
-    """The loop. The model with the best dev accuracy is in the run's folder afterwards."""
+def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args) -> Counter:
+    """The loop; returns the sums of the token counts. The best model by dev accuracy is then in the run's folder."""
     rollout, config = pick(RolloutConfig, args), pick(UpdateConfig, args)
     sampler = Sampler(policy.model, policy.tokenizer, rollout.temperature)
     optimizer = torch.optim.AdamW(
         [p for p in policy.model.parameters() if p.requires_grad], weight_decay=args.weight_decay, betas=(0.9, 0.99)
     )
     reference = lambda batch: policy.reference_logprobs(batch, config.temperature)
-    stream = question_stream(train.questions, args.seed)
+    stream, totals = question_stream(train.questions, args.seed), Counter()
     run.keep_if_best(policy, dev_accuracy(policy, dev, rollout))
     bar = tqdm(range(1, args.max_steps + 1), desc=args.algo)
     for step in bar:
@@ -417,10 +428,13 @@ def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args) -> None:
                 f"step {step}: {row['identical']:.0%} of the rollouts repeat another one; sampling has collapsed"
             )
         run.log(row)
+        totals.update({name: row[name] for name in TOKEN_COUNTS})
         bar.set_postfix(
             reward=f"{row['reward']:.2f}", acc=f"{row['accuracy']:.2f}", calls=f"{row['calls_per_question']:.1f}",
             H=f"{row['entropy_after_tools']:.2f}", dev=f"{run.best:.2f}", tok_s=f"{row['tokens_per_second']:.0f}",
         )  # fmt: skip
+
+    return totals
 
 
 def dev_accuracy(policy: Policy, dev: Task, rollout: RolloutConfig) -> float:
@@ -452,8 +466,10 @@ def rl_command(args, sandbox: PythonSandbox) -> None:
     policy = load(args)
     run = Run(args)
     started = time.perf_counter()
-    train_rl(policy, train, dev, run, args)
+    totals = train_rl(policy, train, dev, run, args)
     print(f"trained for {time.perf_counter() - started:.0f} s; the best model by dev accuracy is in {run.folder}")
+    counts = ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items())
+    print(f"tokens: {counts}")
     before = Policy(policy.reference, policy.tokenizer) if policy.reference else load(args)
     trained = load_policy(str(run.folder), 0, args.load_in_4bit, str(policy.model.device), policy.model.dtype)
     test = load_task(args, "test", args.test_questions, sandbox)

@@ -1,8 +1,9 @@
 """A small world made from a seed: towns, people, guilds and rivers, what is written about them, and questions.
 
-Every entity has three facts in a short passage (what a search shows) and two more on a longer page (what the
-browser opens). Most have a rival that a careless reader takes for them: a namesake in another region, or an
-old note with values that no longer hold. Worlds share their sentence patterns, never their facts.
+An entity's name is two words, the second one its region. It has three facts in a short passage (what a search
+shows) and two more on a longer page (what the browser opens). Most have a rival in the corpus that a careless
+query brings up instead: a namesake in another region, or an old note with values that no longer hold. Worlds
+share their words and sentence patterns, never their facts.
 
 Questions come in six families. compute: Python; lookup1 to lookup3: search, one to three hops; mixed: search,
 then Python; page: search, then browse. An expert answers them, flawlessly or with the flaws stated in FLAWS.
@@ -53,14 +54,14 @@ class Kind:
 
 KINDS = {
     "town": Kind(
-        56, "ton ford wick ham stead",
+        50, "ton ford wick ham stead",
         {"mayor": "person", "river": "river"}, ("tax", "coins"), ("height", "feet"), ("market", DAYS),
         ("The road to it is old and well kept.", "Most of its roofs are red.",
          "It burned down once and was built again in stone.", "On clear nights one can see its lights from the hills.",
          "Travellers praise the inn behind the gate.", "Its walls were never taken in a war."),
     ),
     "person": Kind(
-        56, "lin mir dan rik tha bert gund",
+        50, "lin mir dan rik tha bert gund",
         {"home": "town", "guild": "guild"}, ("pay", "coins"), ("age", "years"), ("trade", TRADES),
         ("They like long walks in the hills.", "They rise early and are never late.",
          "As a child they wanted to see the sea.", "Friends say that they laugh a lot.",
