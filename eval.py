@@ -41,7 +41,7 @@ SIZES = {
     "tiny": {
         "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64,
         "max_result_tokens": 120, "top_k": 1, "window_chars": 160,
-        "lora_r": 0, "learning_rate": 1e-3, "questions_per_step": 12, "max_steps": 60,
+        "lora_r": 0, "learning_rate": 1e-3, "questions_per_step": 12, "max_steps": 60, "token_budget": 1000,
         "sft_steps": 3000, "sft_worlds": 300, "sft_batch_tokens": 2200, "sft_learning_rate": 3e-3,
     },
     "real": {},

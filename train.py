@@ -252,6 +252,9 @@ def train_sft(policy: Policy, examples, args) -> float:
         [p for p in model.parameters() if p.requires_grad], weight_decay=0.01, betas=(0.9, 0.98)
     )
     batches = sft_batches(examples, args.sft_batch_tokens, args.seed)
+    # A fixed denominator: with a mean over each batch, examples in batches of few long ones would count more.
+    padded, own = (sum(map(count, examples)) for count in (lambda e: len(e[0]), lambda e: sum(e[1])))
+    usual = args.sft_batch_tokens * own / padded  # the policy's tokens in a batch
     bar = tqdm(range(1, args.sft_steps + 1), desc="sft")
     for step in bar:
         ids, labels = (block.to(model.device) for block in next(batches))
@@ -259,7 +262,7 @@ def train_sft(policy: Policy, examples, args) -> float:
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         logits = model.get_output_embeddings()(hidden[targets != -100]).float()
-        loss = torch.nn.functional.cross_entropy(logits, targets[targets != -100])
+        loss = torch.nn.functional.cross_entropy(logits, targets[targets != -100], reduction="sum") / usual
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:

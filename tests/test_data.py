@@ -85,10 +85,9 @@ def test_splits_are_disjoint_worlds_of_their_own():
     texts = {split: {q.question for q in load_questions("world", split)} for split in worlds}
     facts = {split: {(p.title, p.text) for p in world.passages} for split, world in worlds.items()}
     for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
-        same = texts[a] & texts[b]
-        assert not {q for q in same if "times" not in q and "sum" not in q and "difference" not in q} or len(same) < 30
-        assert len(facts[a] & facts[b]) < 0.01 * len(facts[a])
-    assert all(len(world.entities) > 300 for world in worlds.values())
+        assert len(texts[a] & texts[b]) < 0.05 * len(texts[a])  # the same words may be asked, but of another world
+        assert len(facts[a] & facts[b]) == 0
+    assert all(len(world.entities) > 200 for world in worlds.values())
 
 
 def test_a_world_is_a_function_of_its_seed():
@@ -130,7 +129,7 @@ def test_namesakes_and_old_notes_are_there_to_mislead():
     world = World(WORLD_SEEDS["test"])
     titles = [p.title for p in world.passages]
     assert sum(title.startswith("Old note:") for title in titles) > 50
-    names = [name.split(" of ")[0] for name in world.entities]
+    names = [name.split()[0] for name in world.entities]
     assert len(names) - len(set(names)) > 50
 
 
