@@ -41,7 +41,7 @@ SIZES = {
     "tiny": {
         "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64,
         "max_result_tokens": 120, "top_k": 1, "window_chars": 160,
-        "lora_r": 0, "learning_rate": 1e-3, "questions_per_step": 12, "max_steps": 60, "token_budget": 1000,
+        "lora_r": 0, "learning_rate": 5e-4, "questions_per_step": 12, "max_steps": 60, "token_budget": 1000,
         "sft_steps": 3000, "sft_worlds": 300, "sft_batch_tokens": 2200, "sft_learning_rate": 3e-3,
     },
     "real": {},
@@ -402,8 +402,12 @@ def plot_run(folder: Path) -> list[Path]:
         for key in keys:
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
-                steps, values = zip(*points)
-                axes.plot(steps, values, marker="o" if len(points) < 20 else "", label=key.replace("_", " "))
+                steps, values = map(np.array, zip(*points))
+                few = len(points) < 20
+                (line,) = axes.plot(steps, values, "o-" if few else "-", alpha=1 if few else 0.25)
+                window = 1 if few else len(points) // 10  # a running mean over the noise of a step's questions
+                mean = np.convolve(values, np.ones(window) / window, "valid")
+                axes.plot(steps[window - 1 :], mean, color=line.get_color(), label=key.replace("_", " "))
         axes.set(title=title, xlabel="step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

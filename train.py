@@ -76,7 +76,7 @@ METHODS = {
 }
 
 METRICS = {
-    "step": "number of the step, from 1",
+    "step": "number of the step, from 1; 0 is before training",
     "reward": "mean reward of the leaves, bonus and penalties included",
     "accuracy": "mean accuracy of the leaves, no bonus",
     "calls_per_leaf": "tool calls on a leaf's path, mean",
@@ -403,7 +403,9 @@ def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args) -> Counter:
     )
     reference = lambda batch: policy.reference_logprobs(batch, config.temperature)
     stream, totals = question_stream(train.questions, args.seed), Counter()
-    run.keep_if_best(policy, dev_accuracy(policy, dev, rollout))
+    before = dev_accuracy(policy, dev, rollout)
+    run.keep_if_best(policy, before)
+    run.log({"step": 0, "dev_accuracy": before})
     bar = tqdm(range(1, args.max_steps + 1), desc=args.algo)
     for step in bar:
         started = time.perf_counter()
