@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -169,30 +168,43 @@ def is_adapter(folder: str) -> bool:
     return (Path(folder) / "adapter_config.json").is_file()
 
 
+def base_of(name: str) -> str:
+    """The model that an adapter belongs to; any other model is its own."""
+    if not is_adapter(name):
+        return name
+    return json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
 def load_policy(name: str, lora_r=0, load_in_4bit=False, device: str = "cpu", dtype=torch.float32) -> Policy:
     """Loads a hub id or a folder; a folder with an adapter brings its base model along.
 
     `lora_r` 0 trains all weights; else LoRA of that rank on all linear layers, alpha = 2 r.
     """
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter(name) else name
     quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     model = AutoModelForCausalLM.from_pretrained(
-        base,
+        base_of(name),
         dtype=dtype,
         attn_implementation="sdpa",
         quantization_config=quantized if load_in_4bit else None,
         device_map={"": device},  # quantised where it will stay
     )
+    for layer in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes would repack the weights at the first sampled token, for good and
+        # in a form without gradients.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     tokenizer = AutoTokenizer.from_pretrained(name)
+    if not (is_adapter(name) or lora_r):
+        return Policy(model.eval(), tokenizer, reference=copy.deepcopy(model).requires_grad_(False).eval())
+    from peft import LoraConfig, PeftModel, get_peft_model  # here, for it takes more than a second to import
+
     if is_adapter(name):
         adapter = PeftModel.from_pretrained(model, name, is_trainable=True)
         adapter.load_adapter(name, "reference", is_trainable=False)  # on the same base: no second model in memory
-    elif lora_r:
-        adapter = get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear"))
     else:
-        return Policy(model.eval(), tokenizer, reference=copy.deepcopy(model).requires_grad_(False).eval())
+        adapter = get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear"))
     return Policy(adapter.get_base_model().eval(), tokenizer, adapter)
 
 
@@ -249,8 +261,7 @@ def load(args) -> Policy:
         print(f"{args.model} means {name}")
     try:
         if args.load_in_4bit is None:
-            base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter(name) else name
-            needs, has = memory_plan(base, device, pick_dtype(device))
+            needs, has = memory_plan(base_of(name), device, pick_dtype(device))
             args.load_in_4bit = needs > has / 2
             how = "loaded in 4-bit" if args.load_in_4bit else "not quantised"
             print(f"weights of {needs:.1f} GB, memory of {has:.1f} GB: {how}")

@@ -23,9 +23,10 @@ from os.path import commonprefix
 from typing import Literal
 
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor
+from torch.nn.functional import pad
+from transformers import Cache, DynamicLayer, GenerationConfig, LogitsProcessor
 
-from tools import CLOSING_TAGS, ToolCall, ToolResult, begin_call, encode_result, parse_limits
+from tools import CLOSING_TAGS, ToolCall, ToolResult, begin_call, encode_result, may_close, parse_limits
 
 PROMPT = -1  # the parent of a tree's first nodes
 
@@ -156,7 +157,7 @@ class _Step(LogitsProcessor):
 
     It sees the raw logits (B, V) and draws by inverse CDF from each row's own randomness; all other tokens
     get -inf, so that `generate`, decoding greedily, takes the drawn one. A closing tag may be several tokens
-    and may end inside one: only tokens that contain ">" can complete it, so only rows that drew one are decoded.
+    and may end inside one: only rows that drew a token which may complete it are decoded.
     """
 
     def __init__(self, sampler: "Sampler", rows: list[Path], quorum: float, on_stop):
@@ -168,12 +169,15 @@ class _Step(LogitsProcessor):
 
     def __call__(self, input_ids, logits):
         logp, temperature = logits.float().log_softmax(-1), self.sampler.temperature
-        self.entropies.append(-(logp.exp() * logp).nan_to_num().sum(-1))
+        probs = logp.exp()
+        self.entropies.append(-(probs * logp).nan_to_num().sum(-1))
         if temperature == 0:
             tokens = logp.argmax(-1, keepdim=True)
         else:
-            logp = logp if temperature == 1 else (logits.float() / temperature).log_softmax(-1)
-            cdf, step = logp.double().exp().cumsum(-1), len(self.logprobs)
+            if temperature != 1:
+                logp = (logits.float() / temperature).log_softmax(-1)
+                probs = logp.exp()
+            cdf, step = probs.double().cumsum(-1), len(self.logprobs)
             u = torch.tensor([[uniform(row.key, len(row.ids) + step)] for row in self.rows], dtype=torch.double)
             tokens = torch.searchsorted(cdf, u.to(cdf.device) * cdf[:, -1:], right=True)
         self.logprobs.append(logp.gather(-1, tokens).squeeze(-1))
@@ -203,6 +207,30 @@ class _Step(LogitsProcessor):
         return "call" if any(text.count(tag) > before.count(tag) for tag in CLOSING_TAGS) else ""
 
 
+class Tape(DynamicLayer):
+    """A layer's cached keys and values (B, heads, C, width), with room for columns to come.
+
+    Appending copies the new columns alone; a `DynamicLayer` copies all of them at every step.
+    """
+
+    def put(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Takes the place of all that was cached."""
+        self.is_initialized, self.room = True, [pad(block, (0, 0, 0, 64)) for block in (keys, values)]
+        self.keys, self.values = (block[:, :, : keys.shape[2]] for block in self.room)
+
+    def update(self, keys, values, *args, **kwargs):
+        start = self.get_seq_length()
+        end = start + keys.shape[2]
+        if not start:
+            self.put(keys, values)
+        elif end > self.room[0].shape[2]:
+            self.put(torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2))
+        else:
+            self.room[0][:, :, start:end], self.room[1][:, :, start:end] = keys, values
+            self.keys, self.values = (block[:, :, :end] for block in self.room)
+        return self.keys, self.values
+
+
 class Sampler:
     """Continues rows of token ids with `generate`, feeding only what the KV cache lacks.
 
@@ -223,7 +251,7 @@ class Sampler:
         model.generation_config = GenerationConfig(pad_token_id=self.pad, eos_token_id=sorted(self.end_ids))
         self.vocab_size = model.get_output_embeddings().weight.shape[0]
         pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.vocab_size))))
-        self.may_stop = self.end_ids | {t for t, piece in enumerate(pieces) if ">" in (piece or "")}
+        self.may_stop = self.end_ids | {t for t, piece in enumerate(pieces) if may_close(piece or "")}
         self.counts: Counter = Counter()
 
     def _pad(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,12 +263,16 @@ class Sampler:
         return ids, real
 
     @torch.no_grad()
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache) -> None:
+        """Appends ids (B, T) to a cache; the mask (B, C + T) covers both."""
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        self.model(ids, mask.long(), positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
     def prefill(self, prompts: list[list[int]]) -> None:
         """Feeds each prompt once; prompt q is then row q."""
         ids, self.mask = self._pad(prompts)  # the mask marks each row's real columns in the cache (B, C)
-        self.cache, self.ids = DynamicCache(config=self.model.config), prompts
-        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        self.model(ids, self.mask.long(), positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache, self.ids = Cache(layer_class_to_replicate=Tape), prompts
+        self._forward(ids, self.mask, self.cache)
         self.counts["prefilled"] += sum(map(len, prompts))
 
     def _gather(self, rows: list[Path]) -> list[list[int]]:
@@ -257,14 +289,38 @@ class Sampler:
         place = torch.arange(-max(kept), 0, device=columns.device) + torch.tensor(kept, device=columns.device)[:, None]
         index = columns.gather(1, place.clamp(min=0))  # (B, C), right-aligned
         for layer in self.cache.layers:
-            layer.keys = layer.keys[sources[:, None], :, index].transpose(1, 2)
-            layer.values = layer.values[sources[:, None], :, index].transpose(1, 2)
+            layer.put(*(block[sources[:, None], :, index].transpose(1, 2) for block in (layer.keys, layer.values)))
         self.mask = place >= 0
         return [row.ids[n:] for row, n in zip(rows, kept)]
 
+    def _feed(self, pending: list[list[int]]) -> None:
+        """Feeds what each row lacks but for its last token, from which `generate` goes on.
+
+        Rows that lack about as much are fed together: one that read a short result is not padded to a long one.
+        """
+        lengths, cached = [len(ids) - 1 for ids in pending], self.mask.shape[1]
+        self.mask = pad(self.mask, (0, max(lengths)))
+        for layer in self.cache.layers:
+            layer.put(*(pad(block, (0, 0, 0, max(lengths))) for block in (layer.keys, layer.values)))
+        waiting = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
+        while waiting:
+            group = [i for i in waiting if 2 * lengths[i] >= lengths[waiting[0]]]
+            waiting = waiting[len(group) :]
+            ids, real = self._pad([pending[i][:-1] for i in group])
+            cache, width = Cache(layer_class_to_replicate=Tape), ids.shape[1]
+            for n, layer in enumerate(self.cache.layers):
+                cache.update(layer.keys[group, :, :cached], layer.values[group, :, :cached], n)
+            self._forward(ids, torch.cat([self.mask[group, :cached], real], dim=1), cache)
+            self.mask[group, -width:] = real
+            for layer, fed in zip(self.cache.layers, cache.layers):
+                layer.keys[group, :, -width:] = fed.keys[:, :, -width:]
+                layer.values[group, :, -width:] = fed.values[:, :, -width:]
+
     def __call__(self, rows: list[Path], quorum: float = 1.0, on_stop=lambda i, sample: None) -> list[Sample]:
         """Samples until the quorum of rows has stopped; `on_stop(i, sample)` is called as row i stops."""
-        pending, real = self._pad(self._gather(rows))
+        pending = self._gather(rows)
+        self._feed(pending)
+        pending, real = self._pad([ids[-1:] for ids in pending])
         self.mask = torch.cat([self.mask, real], dim=1)
         cached = torch.full((len(rows), self.mask.shape[1] - pending.shape[1]), self.pad, device=pending.device)
         tape = torch.cat([cached, pending], dim=1)  # `generate` feeds only the columns beyond the cache

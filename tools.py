@@ -103,6 +103,12 @@ def parse_call(turn: str) -> ToolCall | None:
     return ToolCall(tool, turn[start + len(tool) + 2 : end].strip()) if start >= 0 else None
 
 
+def may_close(piece: str) -> bool:
+    """Whether a token may complete a closing tool tag: up to a ">" it is the tag's end, or holds the whole tag."""
+    heads = [piece[: i + 1] for i, char in enumerate(piece) if char == ">"]
+    return any(tag.endswith(head) or head.endswith(tag) for tag in CLOSING_TAGS for head in heads)
+
+
 def parse_limits(text: str) -> dict[str, int]:
     """Calls of a trajectory by tool: "search=3,python=5"."""
     parts = [part.partition("=") for part in text.split(",") if part]

@@ -27,11 +27,11 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import peft
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -179,6 +179,10 @@ class TrainConfig:
 
 
 # ---------------------------------------------------------------------------------- the command line
+
+
+def make_parser() -> OneLineParser:
+    return OneLineParser(__doc__, TrainConfig, ToolConfig, RolloutConfig, UpdateConfig)
 
 
 def parse_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
@@ -511,7 +515,7 @@ def open_logger(args):
 
 
 def write_settings(folder: Path, args) -> None:
-    versions = {module.__name__: module.__version__ for module in (torch, transformers, peft, np)}
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
     about = {"settings": vars(args), "versions": versions | {"python": platform.python_version()}}
     (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
 
@@ -551,6 +555,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.asked = True
         tqdm.write("stopping after this step, with a checkpoint; once more to stop at once")
+
 
 def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args, checkpoint: dict | None = None) -> Counter | None:
     """The loop; returns the sums of the token counts, or None if it was asked to stop before its end.
@@ -820,7 +825,7 @@ def describe(args) -> str:
 
 
 def main() -> None:
-    parser = OneLineParser(__doc__, TrainConfig, ToolConfig, RolloutConfig, UpdateConfig)
+    parser = make_parser()
     transformers.utils.logging.disable_progress_bar()
     try:
         args = parse_flags(parser, sys.argv[1:])

@@ -76,7 +76,7 @@ def tree_loss(model, trees, advantages, config, old_shift):
     total = 0.0
     for batch in make_batches(trees, advantages, config):
         logprobs = token_logprobs(model, batch)
-        old = logprobs.detach() - old_shift(batch.ids[batch.trained])
+        old = logprobs.detach() - old_shift(batch.targets)
         total = total + policy_loss(logprobs, old, batch, config)[0]
     return total
 
@@ -145,7 +145,7 @@ def test_an_unsplit_tree_is_computed_once(grown):
     (batch,) = make_batches(trees, advantages, UpdateConfig())
     nodes = [node for tree in trees for node in tree.nodes]
     prompts = sum(len(tree.prompt) for tree in trees)
-    assert len(batch.ids) == prompts + sum(len(n.ids) + len(n.observation) for n in nodes)
+    assert batch.tokens == prompts + sum(len(n.ids) + len(n.observation) for n in nodes)
     assert len(batch.trained) == sum(len(n.ids) for n in nodes) == len(set(batch.trained.tolist()))
 
 
@@ -166,20 +166,19 @@ def test_tool_result_and_prompt_tokens_get_exactly_zero_gradient(grown):
     """Guards: trained observations. The loss's gradient with respect to every position's logits."""
     model, trees, advantages = grown
     (batch,) = make_batches(trees, advantages, UpdateConfig())
-    logits = model(
-        input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None]
-    ).logits[0]
+    inputs = dict(input_ids=batch.ids, attention_mask=batch.mask[:, None], position_ids=batch.positions)
+    logits = model(**inputs).logits.flatten(0, 1)
     logits.retain_grad()
-    logprobs = logits[batch.predict_from].log_softmax(-1).gather(-1, batch.ids[batch.trained][:, None])[:, 0]
+    logprobs = logits[batch.predict_from].log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
     policy_loss(logprobs, logprobs.detach(), batch, UpdateConfig())[0].backward()
-    predicts = torch.zeros(len(batch.ids), dtype=torch.bool)
+    predicts = torch.zeros(len(logits), dtype=torch.bool)
     predicts[batch.predict_from] = True
     assert torch.all(logits.grad[~predicts] == 0)
-    observed = [t for t in range(len(batch.ids)) if t not in set(batch.trained.tolist())]
+    observed = [t for t in range(len(logits)) if t not in set(batch.trained.tolist())]
     assert len(observed) > 50 and not set(observed) & set(batch.trained.tolist())
     # and no target of the loss is a token that the environment wrote
     written = [i for tree in trees for n in tree.nodes for i in n.ids]
-    assert sorted(batch.ids[batch.trained].tolist()) == sorted(written)
+    assert sorted(batch.targets.tolist()) == sorted(written)
 
 
 def test_the_end_token_is_trained_even_where_pad_is_eos(tokenizer):
@@ -191,16 +190,18 @@ def test_the_end_token_is_trained_even_where_pad_is_eos(tokenizer):
     ended = [n for tree in trees for n in tree.nodes if n.stopped == "end"]
     assert ended and all(n.ids[-1] == same.eos_token_id for n in ended)
     batches = make_batches(trees, torch.randn(2, 8), UpdateConfig())
-    trained = torch.cat([b.ids[b.trained] for b in batches])
+    trained = torch.cat([b.targets for b in batches])
     assert int((trained == same.eos_token_id).sum()) == len(ended)
 
 
 def test_two_trees_in_one_batch_do_not_see_each_other(grown):
     model, trees, advantages = grown
     config = UpdateConfig()
-    together = token_logprobs(model, make_batches(trees, advantages, config)[0])
-    alone = [token_logprobs(model, make_batches([t], a[None], config)[0]) for t, a in zip(trees, advantages)]
-    assert_close(together, torch.cat(alone), 1e-5)
+    (batch,) = make_batches(trees, advantages, config)
+    assert len(batch.ids) == len(trees) and batch.ids.numel() > batch.tokens  # a row each, some of them padded
+    alone = [make_batches([t], a[None], config)[0] for t, a in zip(trees, advantages)]
+    alone.sort(key=lambda b: -b.tokens)
+    assert_close(token_logprobs(model, batch), torch.cat([token_logprobs(model, b) for b in alone]), 1e-5)
 
 
 def test_packed_logprobs_equal_the_samplers(grown):
@@ -257,7 +258,7 @@ def test_split_respects_the_budget_and_covers_every_leaf_once(grown):
     parts = split(whole, budget)
     assert len(parts) > 1 and all(tokens(tree, W) <= budget for _, W, _ in parts)
     assert torch.equal(sum(W for _, W, _ in parts), weights)
-    assert len(pack([whole]).ids) == tokens(tree, weights)
+    assert pack([whole]).tokens == tokens(tree, weights)
 
 
 def test_micro_batches_without_length_one(grown):

@@ -38,13 +38,9 @@ TIMES = {"seconds": "seconds of a step", "cpu": "processor seconds of a step", "
 
 def settings(flags: list[str], algo: str):
     """What `python train.py` with these flags would use."""
-    from arpo import UpdateConfig
-    from eval import OneLineParser
-    from rollout import RolloutConfig
-    from train import TrainConfig, parse_flags
+    from train import make_parser, parse_flags
 
-    parser = OneLineParser("", TrainConfig, RolloutConfig, UpdateConfig)
-    args = parse_flags(parser, ["--algo", algo, "--learning_rate", "1e-9", *flags])
+    args = parse_flags(make_parser(), ["--algo", algo, "--learning_rate", "1e-9", *flags])
     if algo == "grpo":
         args.num_initial = args.num_generations  # whatever the flags say of ARPO
     return args
@@ -67,13 +63,14 @@ def serve_ours(args) -> None:
     from eval import load, load_task, pick
     from rollout import RolloutConfig, Sampler
     from sandbox import PythonSandbox
-    from train import grow_and_score
+    from train import Stepper, grow_and_score
 
     policy, task = load(args), load_task(args, "train", None, PythonSandbox())
     rollout, config = pick(RolloutConfig, args), pick(UpdateConfig, args)
     sampler = Sampler(policy.model, policy.tokenizer, rollout.temperature)
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
+    stepper = Stepper(policy.model, optimizer, args.max_grad_norm)
     channel = Channel()
     while True:
         step = channel.receive()
@@ -83,7 +80,7 @@ def serve_ours(args) -> None:
         grown = grow_and_score(questions, policy, sampler, task.tools, rollout, args, step)
         rollout_time = channel.lap()
         advantages = ADVANTAGES[config.advantage](torch.stack([g.rewards for g in grown]))
-        sums = update(policy.model, optimizer, [g.tree for g in grown], advantages, config)
+        sums = update(policy.model, stepper, [g.tree for g in grown], advantages, config)
         channel.send(
             {
                 "rollout": rollout_time["seconds"],
