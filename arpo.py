@@ -201,7 +201,7 @@ def update(model, step, trees: list[Tree], advantages: Tensor, config: UpdateCon
     if parts * config.num_iterations > 1:
         with torch.no_grad():
             stored = {id(b): token_logprobs(model, b, config.temperature) for batches in passes for b in batches}
-    totals = Counter(train_tokens=0, trained=0, loss=0.0)
+    totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)
     for batches in passes * config.num_iterations:
         for batch in batches:
             logprobs = token_logprobs(model, batch, config.temperature)

@@ -16,8 +16,9 @@ import math
 import os
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,26 +27,27 @@ import torch
 import transformers
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from advantage import ADVANTAGES
 from arpo import Batch, token_logprobs
 from data import WORLD_SEEDS, Question, load_questions
 from data.grading import accuracy, hierarchical_reward
 from data.world import World
-from rollout import PROMPT, Node, RolloutConfig, Sampler, Tree, grow_trees
+from rollout import PROMPT, SAMPLING, Node, RolloutConfig, Sampler, Tree, grow_trees
 from sandbox import PythonSandbox
 from tools import (
     SYSTEM_PROMPT,
     Browse,
     Cache,
-    EndpointReader,
     Python,
+    Reader,
     Search,
     Toolbox,
     ToolCall,
     Web,
     WebSearch,
+    ask_endpoint,
     index_corpus,
     read_answer,
     reading_sandbox,
@@ -141,8 +143,28 @@ class Policy:
             yield self.model
             self.adapter.set_adapter("default")
         else:
-            with self.adapter.disable_adapter():
-                yield self.model
+            with self.base() as model:
+                yield model
+
+    @contextmanager
+    def base(self):
+        """The model that the adapter was put on; of a model that is trained in full, its frozen copy."""
+        with self.adapter.disable_adapter() if self.adapter else nullcontext():
+            yield self.model if self.adapter else self.reference
+
+    def read(self, prompt: str, max_tokens: int = 256) -> str:
+        """What the base model says to a prompt, greedily; for tools, so it waits until no rows are sampled."""
+        if self.tokenizer.chat_template:
+            message = [{"role": "user", "content": prompt}]
+            prompt = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        ids = torch.tensor([self.tokenizer.encode(prompt, add_special_tokens=False)], device=self.model.device)
+        with SAMPLING, self.base() as model:
+            settings = GenerationConfig(
+                max_new_tokens=max_tokens, do_sample=False, eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.eos_token_id,
+            )  # fmt: skip
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
     def reference_logprobs(self, batch: Batch, temperature: float) -> Tensor:
         with self.frozen() as model:
@@ -296,8 +318,8 @@ class ToolConfig:
     top_k: int = 3  # passages that a search shows
     snippet_chars: int = 400  # of each
     window_chars: int = 1000  # of a page, around the words asked for
-    reader_url: str = ""  # an OpenAI-compatible endpoint that reads pages for the words asked for
-    reader_model: str = ""  # the model there
+    reader: str = ""  # reads pages for the words asked for: "base", the model before training, or an endpoint's URL
+    reader_model: str = ""  # the model at that URL (OpenAI-compatible)
     web_cache: str = ""  # file that keeps the live web's answers; with it a run can be repeated offline
     cache_mode: Literal["online", "offline", "refresh"] = "online"  # of web_cache
     python_seconds: float = 5.0  # of CPU that a program may take
@@ -308,7 +330,7 @@ def load_tools(args, split: str, sandbox: PythonSandbox) -> Toolbox:
     """Python, and where there is something to search, search and browser; each has been tried once."""
     tools, pages = {"python": Python(sandbox)}, None
     where = args.search or ("world" if args.data == "world" else "none")
-    web_cache = Cache(args.web_cache or ":memory:", args.cache_mode)
+    web_cache = open_cache(args)
     if where == "world":
         world = load_world(split)
         tools["search"], pages = Search(world.passages, args.top_k, args.snippet_chars), world.pages
@@ -318,11 +340,17 @@ def load_tools(args, split: str, sandbox: PythonSandbox) -> Toolbox:
         tools["search"] = Search(open_corpus(Path(where)), args.top_k, args.snippet_chars)
         pages = tools["search"].page
     if pages and args.browse:
-        reader = EndpointReader(args.reader_url, args.reader_model, web_cache) if args.reader_url else None
-        tools["browse"] = Browse(pages, args.window_chars, reader)
+        tools["browse"] = Browse(pages, args.window_chars)
+        if args.reader not in ("", "base"):  # that one is lent when there is a policy
+            ask = partial(ask_endpoint, args.reader, args.reader_model)
+            tools["browse"].reader = Reader(args.reader_model, ask, web_cache)
     toolbox = Toolbox(tools)
     toolbox.check()
     return toolbox
+
+
+def open_cache(args) -> Cache:
+    return Cache(args.web_cache or ":memory:", args.cache_mode)
 
 
 def open_corpus(path: Path) -> Path:
@@ -350,9 +378,17 @@ def mix(data: str, split: str, count: int | None) -> list[Question]:
     return [question for questions, weight in sources for question in questions[: round(unit * weight)]]
 
 
-def load_task(args, split: str, count: int | None, sandbox: PythonSandbox) -> Task:
+def load_task(args, split: str, count: int | None, sandbox: PythonSandbox, policy: Policy | None = None) -> Task:
     """A split's questions and tools; the world's splits have each a corpus of their own."""
-    return Task(mix(args.data, split, count), load_tools(args, split, sandbox))
+    task = Task(mix(args.data, split, count), load_tools(args, split, sandbox))
+    return lend(task, policy, args) if policy else task
+
+
+def lend(task: Task, policy: Policy, args) -> Task:
+    """The task, its browser's pages read by the policy's base model where --reader says so."""
+    if args.reader == "base" and "browse" in task.tools.tools:
+        task.tools.tools["browse"].reader = Reader(f"base {args.model}", policy.read, open_cache(args))
+    return task
 
 
 def make_sandbox(args) -> PythonSandbox:
@@ -612,7 +648,7 @@ def parse_eval_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespa
 
 def benchmark(policy: Policy, args, sandbox: PythonSandbox) -> None:
     """Greedy accuracy, and the mean and pass@k of sampled trajectories."""
-    task = load_task(args, args.split, args.count, sandbox)
+    task = load_task(args, args.split, args.count, sandbox, policy)
     rollout = pick(RolloutConfig, args, num_initial=1, num_generations=1)
     greedy = evaluate(policy, task, rollout, 1, 0.0, args.seed)
     sampled = evaluate(policy, task, rollout, args.samples, args.temperature, args.seed)
@@ -650,7 +686,7 @@ def find_question(text: str) -> tuple[Question, str]:
 def ask(policy: Policy, args, sandbox: PythonSandbox) -> None:
     """Answers one question, step by step."""
     question, split = find_question(args.ask)
-    task = replace(load_task(args, split, 1, sandbox), questions=[question])
+    task = replace(load_task(args, split, 1, sandbox, policy), questions=[question])
     sampler = Sampler(policy.model, policy.tokenizer, 0.0)
     config = pick(RolloutConfig, args, num_initial=1, num_generations=1, temperature=0.0)
     prompt = encode_prompt(policy.tokenizer, question.question)
@@ -688,7 +724,7 @@ def tree_command() -> None:
         if args.answer:
             question = replace(question, answers=(args.answer,))
         policy, sandbox = load(args), make_sandbox(args)
-        tools = load_task(args, split, 1, sandbox).tools
+        tools = load_task(args, split, 1, sandbox, policy).tools
         sampler = Sampler(policy.model, policy.tokenizer, config.temperature)
         prompt = encode_prompt(policy.tokenizer, question.question)
         (tree,) = grow_trees([prompt], [f"{args.seed}/{question.id}"], sampler, tools, policy.tokenizer, config)

@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ from transformers import Cache, DynamicLayer, GenerationConfig, LogitsProcessor
 from tools import CLOSING_TAGS, ToolCall, ToolResult, begin_call, encode_result, may_close, parse_limits
 
 PROMPT = -1  # the parent of a tree's first nodes
+SAMPLING = Lock()  # held while rows are sampled; in between, a tool may use the model
 
 
 @dataclass(frozen=True)
@@ -483,7 +485,8 @@ def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig, 
                 turn = tokenizer.decode(path.ids[path.turn_start :] + sample.ids)
                 calls[i] = begin_call(tools, turn, path.called, config.max_tool_calls, config.tool_limits)
 
-        samples = sampler([path for _, path in places], config.wave_quorum, begin)
+        with SAMPLING:
+            samples = sampler([path for _, path in places], config.wave_quorum, begin)
         for i, ((growth, path), sample) in enumerate(zip(places, samples)):
             path.source = growth.source = i
             growth.sample(path, sample)

@@ -705,13 +705,11 @@ class WebSearch:
         return _show_hits(rows, snippet_chars=400)
 
 
-class EndpointReader:
-    """Reads a page for `Browse` through an OpenAI-compatible endpoint; answers are cached like pages."""
+class Reader:
+    """Reads pages for `Browse`: `ask`, from a prompt to a text, is a model. Answers are cached like pages."""
 
-    def __init__(self, url: str, model: str, cache: Cache, seconds: float = 60.0, page_chars: int = 20_000):
-        self.url, self.model, self.cache = f"{url.rstrip('/')}/chat/completions", model, cache
-        self.seconds, self.page_chars = seconds, page_chars
-        self._key = os.environ.get("OPENAI_API_KEY", "none")  # servers of one's own mostly want none
+    def __init__(self, name: str, ask: Callable[[str], str], cache: Cache, page_chars: int = 20_000):
+        self.name, self.ask, self.cache, self.page_chars = name, ask, cache, page_chars
 
     def __call__(self, words: str, text: str) -> str:
         prompt = (
@@ -719,16 +717,19 @@ class EndpointReader:
             f"Use the page alone; if it says nothing about this, say so.\n\n{text[: self.page_chars]}"
         )
         key = sha256(_encodable(prompt).encode()).hexdigest()
-        result = self.cache.get(f"read {self.model}", key, lambda: self._ask(prompt))
+        result = self.cache.get(f"read {self.name}", key, lambda: self.ask(prompt))
         if result.fault:
             raise WebError(result.text.removeprefix("Error: "), result.outcome, fault=True)
         return result.text
 
-    def _ask(self, prompt: str) -> str:
-        message = {"role": "user", "content": prompt}
-        payload = {"model": self.model, "messages": [message], "temperature": 0, "max_tokens": 400}
-        answer = ask_service(self.url, {"Authorization": f"Bearer {self._key}"}, payload, self.seconds)
-        return str(answer["choices"][0]["message"]["content"])
+
+def ask_endpoint(url: str, model: str, prompt: str, seconds: float = 60.0) -> str:
+    """What a model behind an OpenAI-compatible endpoint says; raises WebError."""
+    key = os.environ.get("OPENAI_API_KEY", "none")  # servers of one's own mostly want none
+    message = {"role": "user", "content": prompt}
+    payload = {"model": model, "messages": [message], "temperature": 0, "max_tokens": 400}
+    answer = ask_service(f"{url.rstrip('/')}/chat/completions", {"Authorization": f"Bearer {key}"}, payload, seconds)
+    return str(answer["choices"][0]["message"]["content"])
 
 
 # ---------------------------------------------------------------------------------- toolbox

@@ -58,6 +58,7 @@ from eval import (
     encode_prompt,
     evaluate,
     expert_scores,
+    lend,
     load,
     load_policy,
     load_task,
@@ -740,6 +741,7 @@ def rl_command(args, sandbox: PythonSandbox) -> None:
     checkpoint = read_checkpoint(args)
     torch.manual_seed(args.seed)  # of a new adapter's weights
     policy = begin(args, sandbox)
+    lend(train, policy, args), lend(dev, policy, args)
     run = Run(args, checkpoint)
     started = time.perf_counter()
     totals = train_rl(policy, train, dev, run, args, checkpoint)
@@ -750,15 +752,16 @@ def rl_command(args, sandbox: PythonSandbox) -> None:
     print(f"trained for {time.perf_counter() - started:.0f} s; the best model by dev accuracy is in {run.folder}")
     counts = ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items())
     print(f"tokens: {counts}\ntool calls in training\n{train.tools.report()}")
-    test = load_task(args, "test", args.test_questions, sandbox)
+    test = lambda policy: load_task(args, "test", args.test_questions, sandbox, policy)
     with policy.frozen() as model:
-        rows = judge("SFT only", Policy(model, policy.tokenizer), test, args)
+        rows = judge("SFT only", Policy(model, policy.tokenizer), test(policy), args)
     device, dtype = str(policy.model.device), policy.model.dtype
     del policy, model  # two models at once may be more than the memory holds
     best = load_policy(str(run.folder), 0, args.load_in_4bit, device, dtype)
-    table = report(rows | judge(args.algo, best, test, args), test, args)
+    task = test(best)
+    table = report(rows | judge(args.algo, best, task, args), task, args)
     (run.folder / "table.txt").write_text(table + "\n")
-    print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
+    print(f"\n{len(task.questions)} held-out questions:\n{table}\n")
     print("plots:", *plot_run(run.folder))
 
 
@@ -777,7 +780,7 @@ def sft_command(args, sandbox: PythonSandbox) -> None:
     policy.save(args.output_dir)
     write_settings(Path(args.output_dir), args)
     policy.model.float()
-    test = load_task(args, "test", args.test_questions, sandbox)
+    test = load_task(args, "test", args.test_questions, sandbox, policy)
     rollout = pick(RolloutConfig, args)
     rows = {name: evaluate(policy, test, rollout, 1, t) for name, t in (("SFT, greedy", 0), ("SFT, sampled", 1))}
     rows["expert (ceiling)"] = expert_scores(load_world("test"), test)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 import arpo
 import eval
+import tools
 import train
 from arpo import Batch, token_logprobs
 from eval import TINY, load_policy, pass_at_k, wilson
-from rollout import RolloutConfig
+from rollout import SAMPLING, RolloutConfig
 from sandbox import PythonSandbox
 
 ROOT = Path(__file__).parent.parent
@@ -292,6 +294,31 @@ def test_lora_and_reload(tmp_path):
     assert not torch.allclose(token_logprobs(again.model, batch), after)
 
 
+def test_pages_are_read_by_the_base_model_and_never_while_rows_are_sampled(run, tmp_path):
+    """Guards: a reader that learns along with the policy, an adapter that stays off, and two users at once."""
+    policy = load_policy(str(TINY), lora_r=4)
+    first = policy.read("The town Baham has 39 coins.", max_tokens=12)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.5)
+    ids = torch.tensor([[5, 40, 41, 42]])
+    before = policy.model(ids).logits
+    with policy.frozen():
+        assert policy.read("The town Baham has 39 coins.", max_tokens=12) == first
+    assert torch.equal(policy.model(ids).logits, before)
+    with ThreadPoolExecutor(1) as pool, SAMPLING:
+        reading = pool.submit(policy.read, "x", 2)
+        assert not wait([reading], timeout=0.3).done
+    assert reading.result() is not None
+    read = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval.Policy, "read", lambda self, prompt: read.append(prompt) or "a reading")
+        page = "What is the height of Baham?"
+        patch.setattr(tools, "parse_call", lambda turn: tools.ToolCall("browse", "town/39 height"))
+        out = run(eval.main, "--ask", page, "--reader", "base")
+    assert "a reading" in out and len(read) == 1 and "about: height" in read[0]
+
+
 def test_a_merged_run_is_a_plain_model(run, tmp_path):
     policy = load_policy(str(TINY), lora_r=4)
     for name, parameter in policy.model.named_parameters():
@@ -314,9 +341,9 @@ def test_4bit_runs_two_steps(run, tmp_path):
 
 
 def test_a_step_without_holes_still_reports_them(run, tmp_path):
-    """Guards sums that leave out what is zero: a step of one short row once ended the run."""
+    """Guards sums that leave out what is zero: a step of one short row, or without a gradient, once lacked them."""
     settings = "--questions_per_step 1 --num_generations 2 --num_initial 2 --max_tool_calls 0 --max_turn_tokens 1"
     more = "--max_steps 1 --eval_questions 1 --test_questions 1 --threads 1"
     run(train.main, *f"{settings} {more} --output_dir {tmp_path}".split(), table=False)
     _, row = metrics_of(tmp_path)
-    assert row["holes"] == 0 and row["decoded"] == 2
+    assert row["holes"] == 0 and row["decoded"] == 2 and row["train_tokens"] == row["kl_sampler"] == 0

@@ -14,12 +14,25 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import tools
-from tools import Browse, Cache, EndpointReader, Search, Toolbox, ToolCall, ToolResult, Web, WebError, WebSearch
+from tools import (
+    Browse,
+    Cache,
+    Reader,
+    Search,
+    Toolbox,
+    ToolCall,
+    ToolResult,
+    Web,
+    WebError,
+    WebSearch,
+    ask_endpoint,
+)
 
 ROOT = Path(tools.__file__).parent
 ARTICLE = """<html><head><title>Iron &amp; Tower</title><style>p {color: red}</style></head><body>
@@ -363,7 +376,8 @@ def test_a_page_read_by_a_model(serve):
         return reply_json({"choices": [{"message": {"content": f"read: {'height' in prompt and '120' in prompt}"}}]})
 
     server = serve({"/v1/chat/completions": answer})
-    browse = Browse({"t": "It is 120 high."}, reader=EndpointReader(server.url("/v1"), "small", Cache()))
+    reader = Reader("small", partial(ask_endpoint, server.url("/v1"), "small"), Cache())
+    browse = Browse({"t": "It is 120 high."}, reader=reader)
     assert [browse("t height").text for _ in range(3)] == ["read: True"] * 3 and len(server.requests) == 1
     assert browse("t").text == browse("t page 1").text == "It is 120 high."
     server.routes.clear()
