@@ -296,7 +296,7 @@ def load(args) -> Policy:
             f"without a network: hf download {name} --local-dir FOLDER where there is one, then --model FOLDER"
         ) from None
     if getattr(args, "gradient_checkpointing", False):  # in the update alone: `generate` runs in eval mode
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.model.activation_checkpointing_enable({"use_reentrant": False})
     return policy
 
 
@@ -400,7 +400,7 @@ def make_sandbox(args) -> PythonSandbox:
 
 
 def load_world(split: str) -> World:
-    return World(WORLD_SEEDS[split])
+    return World(WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
 
 
 def encode_prompt(tokenizer, question: str) -> list[int]:
@@ -631,7 +631,7 @@ def plot_run(folder: Path) -> list[Path]:
 class EvalConfig:
     model: str = "tiny"  # a run's folder, "tiny", an alias, a hub id
     data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .jsonl or .parquet file
-    split: str = "test"  # of the world: train, dev or test
+    split: Literal["all", "train", "dev", "test"] = "all"  # all: the test split of a set, and the whole of a file
     count: int = 300  # questions at most
     samples: int = 8  # trajectories for each question
     seed: int = 0  # names all randomness

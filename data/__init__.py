@@ -40,14 +40,15 @@ class Step:
 def load_questions(name_or_path: str, split: str, count: int | None = None) -> list[Question]:
     """Questions of the built-in "world", a benchmark, a hub set "owner/name", or a JSONL or parquet file.
 
-    `split` is train, dev or test; a file is one split. ValueError or OSError says in one line what is wrong.
+    `split` is train, dev or test, which share no question; or "all", to be judged on: the test split of a set,
+    and the whole of a file. ValueError or OSError says in one line what is wrong.
     """
     from data.benchmarks import load  # here, because these two import the records above
     from data.world import World
 
-    if split not in WORLD_SEEDS:
-        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(WORLD_SEEDS)}")
+    if split not in (*WORLD_SEEDS, "all"):
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(WORLD_SEEDS)}, all")
     if name_or_path != "world":
         return load(name_or_path, split)[:count]
-    seed = WORLD_SEEDS[split]
+    seed = WORLD_SEEDS.get(split, WORLD_SEEDS["test"])
     return World(seed).questions(count or 1200, seed)

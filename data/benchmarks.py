@@ -52,13 +52,14 @@ BENCHMARKS = {
 ALIASES = {"webwalkerqa": "webwalker", "2wikimultihopqa": "2wiki", "xbenchdeepsearch": "xbench"}
 ALIASES |= {re.sub(r"[^a-z0-9]", "", benchmark.hub.lower()): key for key, benchmark in BENCHMARKS.items()}
 DEV_ROWS = 500  # cut off the end of a training split, so that choosing a model does not see the test
+FILE_SPLITS = {"train": 0.8, "dev": 0.1, "test": 0.1}  # of a file's rows, in this order, when one trains on it
 
 QUESTION_KEYS = ("question", "problem", "Question", "prompt")
 ANSWER_KEYS = ("answer", "Answer", "Final answer", "golden_answers")
 
 
 def load(name: str, split: str) -> list[Question]:
-    """All questions of a file, a benchmark or a hub set; `split` is train, dev or test."""
+    """A split's questions of a file, a benchmark or a hub set: train, dev, test, or "all" that can be judged on."""
     path = Path(name)
     key = re.sub(r"[^a-z0-9]", "", (path.stem if path.suffix in READERS else name).lower())
     key = ALIASES.get(key, key)
@@ -67,14 +68,24 @@ def load(name: str, split: str) -> list[Question]:
         rows, source = READERS[path.suffix](path), name
     elif benchmark:
         rows, source = _hub_rows(benchmark, key, split), key
-        if split == "test" and len(rows) != benchmark.size:
+        if split in ("test", "all") and len(rows) != benchmark.size:
             print(f"{key}: expected {benchmark.size:,} rows, found {len(rows):,}", file=sys.stderr)
     elif name.count("/") == 1 and not path.exists():
         rows, source, key = _hub_rows(Benchmark(name, "test", 0, "em", "", train="train"), name, split), name, path.name
     else:
         known = ", ".join(BENCHMARKS)
         raise ValueError(f"unknown data {name!r}: expected world, {known}, a hub id, or a .jsonl or .parquet file")
-    return _questions(rows, source, key, benchmark.metric if benchmark else "em")
+    questions = _questions(rows, source, key, benchmark.metric if benchmark else "em")
+    return _part(questions, split, name) if path.suffix in READERS and split != "all" else questions
+
+
+def _part(questions: list[Question], split: str, name: str) -> list[Question]:
+    """What a split has of a file's questions: none that another split has."""
+    if len(questions) < 10:
+        raise ValueError(f"{name}: expected at least 10 questions to train, choose and test on, found {len(questions)}")
+    place, shares = list(FILE_SPLITS).index(split), list(itertools.accumulate(FILE_SPLITS.values(), initial=0))
+    start, end = (round(share * len(questions)) for share in shares[place : place + 2])
+    return questions[start:end]
 
 
 # ---------------------------------------------------------------------------------- where rows come from

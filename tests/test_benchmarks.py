@@ -23,13 +23,25 @@ COUNTS = {
 }  # fmt: skip
 
 
+def test_training_on_a_file_holds_out_what_is_judged_on(tmp_path):
+    """Guards: a table of "held-out questions" that were trained on."""
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(json.dumps({"question": f"{n}?", "answer": str(n)}) for n in range(33)))
+    parts = [{q.id for q in load_questions(str(path), split)} for split in ("train", "dev", "test")]
+    assert list(map(len, parts)) == [26, 4, 3]
+    assert set.union(*parts) == {q.id for q in load_questions(str(path), "all")} and sum(map(len, parts)) == 33
+    path.write_text(json.dumps({"question": "1?", "answer": "1"}))
+    with pytest.raises(ValueError, match="at least 10 questions to train, choose and test on, found 1"):
+        load_questions(str(path), "train")
+
+
 @pytest.mark.parametrize("name, count", COUNTS.items())
 def test_real_files_load_and_their_answers_are_right(name, count):
     if not (DEV_DATA / name).is_file():
         pytest.skip("no development data; ARPO_DEV_DATA says where it is")
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
-    questions = load_questions(str(DEV_DATA / name), "test")
+    questions = load_questions(str(DEV_DATA / name), "all")
     assert len(questions) == len({q.id for q in questions}) == count
     assert sum(not q.answers for q in questions) == (name == "official_rl/train_10k.parquet")  # a construction
     assert [(q.id, gold) for q in questions for gold in q.answers if accuracy(q, gold) != 1] == []
@@ -140,12 +152,12 @@ def test_a_file(tmp_path, capsys):
         '{"question": "?", "answer": " ", "id": "x"}',
         encoding="utf-8",
     )
-    first, second, third = load_questions(str(path), "train")
+    first, second, third = load_questions(str(path), "all")
     assert (first.answers, first.metric, first.id) == (("2",), "math", "aime25-1")
     assert (second.question, second.answers, second.metric) == ("who\u2028?", ("a", "b"), "f1")
     assert (third.answers, third.id) == ((), "aime25-x")
     assert "1 of 3 rows without an answer, kept (line 4 first)" in capsys.readouterr().err
-    assert len(load_questions(str(path), "train", 2)) == 2
+    assert len(load_questions(str(path), "all", 2)) == 2
 
 
 GOOD = b'{"question": "x", "answer": 1}\n'
@@ -180,7 +192,7 @@ def test_a_broken_file_is_one_clear_line(tmp_path, text, message):
     path = tmp_path / "q.jsonl"
     path.write_bytes(text)
     with pytest.raises(ValueError, match=message) as error:
-        load_questions(str(path), "test")
+        load_questions(str(path), "all")
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
@@ -199,18 +211,18 @@ def test_a_parquet_file_of_the_official_shape(tmp_path, monkeypatch):
 
     path = tmp_path / "train.parquet"
     write_table(pyarrow.Table.from_pylist([official_row(), official_row(ability=None)]), path)
-    math, search = load_questions(str(path), "train")
+    math, search = load_questions(str(path), "all")
     assert (math.question, math.answers, math.metric) == (r"in \boxed{}", (r"3 \frac12",), "math")
     assert search.metric == "f1" and search.id == "train-2"
     write_table(pyarrow.Table.from_pylist([official_row(), official_row(extra_info=None, prompt=None)]), path)
     with pytest.raises(ValueError, match="row 2: expected a text under one of"):
-        load_questions(str(path), "train")
+        load_questions(str(path), "all")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="train.parquet: not a whole parquet file"):
-        load_questions(str(path), "train")
+        load_questions(str(path), "all")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match="pip install pyarrow"):
-        load_questions(str(path), "train")
+        load_questions(str(path), "all")
 
 
 def test_repair():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import grow, random_model
+from test_benchmarks import DEV_DATA
 from test_train import ROOT, metrics_of
 from torch import distributed, multiprocessing
 
@@ -107,3 +108,43 @@ def test_a_real_pretrained_model_from_cold_start_to_reload(tmp_path, bits):
     assert [row["step"] for row in rows] == [0, 1, 2] and (run / "sft" / "adapter_config.json").exists()
     assert all(row["skipped"] == 0 and row["kl_sampler"] < 0.05 for row in rows[1:])
     assert (run / "adapter_config.json").exists() and json.loads((run / "run.json").read_text())["settings"]
+
+
+def footprint(pid: int) -> dict[str, int]:
+    """Memory in MB, open files, threads and processes of a running command."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    tasks = os.listdir(f"/proc/{pid}/task")
+    children = [child for task in tasks for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+    return {
+        "memory": int(status.split("VmRSS:")[1].split()[0]) // 1024,
+        "files": len(os.listdir(f"/proc/{pid}/fd")),
+        "threads": len(tasks),
+        "processes": len(children),
+    }
+
+
+def test_twenty_steps_on_the_official_questions_leak_nothing(tmp_path):
+    """Prompts of any length and script, and a model that knows nothing of them: whatever it writes, nothing grows."""
+    if not (DEV_DATA / "official_rl" / "train_10k.parquet").is_file():
+        pytest.skip("no development data; ARPO_DEV_DATA says where it is")
+    settings = (
+        f"--data {DEV_DATA}/official_rl/train_10k.parquet --search world --max_steps 20 --questions_per_step 4 "
+        "--max_completion_length 400 --eval_questions 8 --test_questions 8 --threads 1"
+    ).split()
+    run, seen, scratch = tmp_path / "run", {}, tmp_path / "scratch"
+    scratch.mkdir()
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--output_dir", str(run), *settings], cwd=ROOT, env=environment
+    )
+    while process.poll() is None:
+        if (step := lines(run)) > len(seen) and step <= 20:
+            seen[step] = footprint(process.pid)
+        time.sleep(0.02)
+    assert process.returncode == 0 and len(metrics_of(run)) == 21 and len(seen) > 15
+    print(seen)
+    early, late = ([f for step, f in seen.items() if step in steps] for steps in (range(5, 11), range(15, 21)))
+    for name in ("files", "threads", "processes"):
+        assert max(f[name] for f in late) <= max(f[name] for f in early)
+    assert max(f["memory"] for f in late) < 1.1 * max(f["memory"] for f in early) + 50
+    assert not list(scratch.glob("sandbox-*"))

@@ -95,7 +95,7 @@ def build(shape: str, four_bit: bool, device: str):
         quantize(model, device)
     model = get_peft_model(model.to(device), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     model = model.get_base_model().eval()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
