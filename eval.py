@@ -384,10 +384,10 @@ def load_task(args, split: str, count: int | None, sandbox: PythonSandbox, polic
     return lend(task, policy, args) if policy else task
 
 
-def lend(task: Task, policy: Policy, args) -> Task:
-    """The task, its browser's pages read by the policy's base model where --reader says so."""
+def lend(task: Task, policy: Policy | None, args) -> Task:
+    """The task, its browser's pages read by the policy's base model where --reader says so; None takes it back."""
     if args.reader == "base" and "browse" in task.tools.tools:
-        task.tools.tools["browse"].reader = Reader(f"base {args.model}", policy.read, open_cache(args))
+        task.tools.tools["browse"].reader = policy and Reader(f"base {args.model}", policy.read, open_cache(args))
     return task
 
 

@@ -320,12 +320,10 @@ class Sampler:
 
     def __call__(self, rows: list[Path], quorum: float = 1.0, on_stop=lambda i, sample: None) -> list[Sample]:
         """Samples until the quorum of rows has stopped; `on_stop(i, sample)` is called as row i stops."""
-        pending = self._gather(rows)
-        self._feed(pending)
-        pending, real = self._pad([ids[-1:] for ids in pending])
-        self.mask = torch.cat([self.mask, real], dim=1)
-        cached = torch.full((len(rows), self.mask.shape[1] - pending.shape[1]), self.pad, device=pending.device)
-        tape = torch.cat([cached, pending], dim=1)  # `generate` feeds only the columns beyond the cache
+        self._feed(self._gather(rows))
+        self.mask = pad(self.mask, (0, 1), value=True)
+        tape = torch.full(self.mask.shape, self.pad, device=self.mask.device)  # `generate` feeds what is not cached:
+        tape[:, -1] = torch.tensor([row.ids[-1] for row in rows])  # the last column
         step, limit = _Step(self, rows, quorum, on_stop), max(row.limit for row in rows)
         out = self.model.generate(
             input_ids=tape,

@@ -89,6 +89,16 @@ METHODS = {
     "dr_grpo": {"flat": True, "advantage": "unscaled", "loss_type": "dr_grpo"},
 }
 
+# What --preset changes. deep-search: the paper's settings for its 14B model there, live search included.
+PRESETS = {
+    "": {},
+    "deep-search": {
+        "data": "arpo-deepsearch", "search": "serper", "web_cache": "web.db", "top_k": 10, "max_tool_calls": 6,
+        "num_generations": 12, "num_initial": 6, "max_completion_length": 10_000, "max_turn_tokens": 2048,
+        "max_result_tokens": 1024,
+    },
+}  # fmt: skip
+
 METRICS = {
     "step": "number of the step, from 1; 0 is before training",
     "reward": "mean reward of the leaves, bonus and penalties included",
@@ -142,6 +152,7 @@ TOKEN_COUNTS = {
 class TrainConfig:
     model: str = "tiny"  # "tiny", an alias such as Qwen2.5-1.5B, a hub id, or a folder
     algo: Literal[tuple(METHODS)] = "arpo"  # the method
+    preset: Literal[tuple(PRESETS)] = ""  # settings that belong together; flags win
     data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .jsonl or .parquet file
     stage: Literal["rl", "sft"] = "rl"  # reinforcement learning, or the cold start
     output_dir: str = ""  # the run's folder; default runs/MODEL-ALGO-SEED
@@ -198,7 +209,7 @@ def parse_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
             if name not in own and getattr(args, name) != value:
                 print(f"resumed with another {name}: {value} before, {getattr(args, name)} now")
         return argparse.Namespace(**vars(args) | own)
-    parser.set_defaults(**model_defaults(first.model))
+    parser.set_defaults(**model_defaults(first.model) | PRESETS[first.preset])
     first = parser.parse_args(argv)
     method = {name: value for name, value in METHODS[first.algo].items() if name != "flat"}
     if "flat" in METHODS[first.algo]:
@@ -737,11 +748,13 @@ def begin(args, sandbox) -> Policy:
 
 
 def rl_command(args, sandbox: PythonSandbox) -> None:
-    train, dev = load_task(args, "train", None, sandbox), load_task(args, "dev", args.eval_questions, sandbox)
+    counts = {"train": None, "dev": args.eval_questions, "test": args.test_questions}
+    train, dev, test = (load_task(args, split, count, sandbox) for split, count in counts.items())
     checkpoint = read_checkpoint(args)
     torch.manual_seed(args.seed)  # of a new adapter's weights
     policy = begin(args, sandbox)
-    lend(train, policy, args), lend(dev, policy, args)
+    for task in (train, dev, test):
+        lend(task, policy, args)
     run = Run(args, checkpoint)
     started = time.perf_counter()
     totals = train_rl(policy, train, dev, run, args, checkpoint)
@@ -752,16 +765,15 @@ def rl_command(args, sandbox: PythonSandbox) -> None:
     print(f"trained for {time.perf_counter() - started:.0f} s; the best model by dev accuracy is in {run.folder}")
     counts = ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items())
     print(f"tokens: {counts}\ntool calls in training\n{train.tools.report()}")
-    test = lambda policy: load_task(args, "test", args.test_questions, sandbox, policy)
     with policy.frozen() as model:
-        rows = judge("SFT only", Policy(model, policy.tokenizer), test(policy), args)
+        rows = judge("SFT only", Policy(model, policy.tokenizer), test, args)
     device, dtype = str(policy.model.device), policy.model.dtype
+    lend(test, None, args)
     del policy, model  # two models at once may be more than the memory holds
     best = load_policy(str(run.folder), 0, args.load_in_4bit, device, dtype)
-    task = test(best)
-    table = report(rows | judge(args.algo, best, task, args), task, args)
+    table = report(rows | judge(args.algo, best, lend(test, best, args), args), test, args)
     (run.folder / "table.txt").write_text(table + "\n")
-    print(f"\n{len(task.questions)} held-out questions:\n{table}\n")
+    print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
     print("plots:", *plot_run(run.folder))
 
 

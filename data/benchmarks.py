@@ -49,10 +49,15 @@ BENCHMARKS = {
     "simpleqa": Benchmark("basicv8vc/SimpleQA", "test", 4326, "f1", "MIT"),
 }
 # fmt: on
+# The authors' questions for RL, in the shape of a file: they are cut into train, dev and test here.
+RL_SETS = {
+    "arpo-reasoning": "dongguanting/ARPO-RL-Reasoning-10K",
+    "arpo-deepsearch": "dongguanting/ARPO-RL-DeepSearch-1K",
+}
 ALIASES = {"webwalkerqa": "webwalker", "2wikimultihopqa": "2wiki", "xbenchdeepsearch": "xbench"}
 ALIASES |= {re.sub(r"[^a-z0-9]", "", benchmark.hub.lower()): key for key, benchmark in BENCHMARKS.items()}
 DEV_ROWS = 500  # cut off the end of a training split, so that choosing a model does not see the test
-FILE_SPLITS = {"train": 0.8, "dev": 0.1, "test": 0.1}  # of a file's rows, in this order, when one trains on it
+FILE_SPLITS = {"train": 0.8, "dev": 0.1, "test": 0.1}  # of a file's questions, in this order, when one trains on it
 
 QUESTION_KEYS = ("question", "problem", "Question", "prompt")
 ANSWER_KEYS = ("answer", "Answer", "Final answer", "golden_answers")
@@ -63,20 +68,21 @@ def load(name: str, split: str) -> list[Question]:
     path = Path(name)
     key = re.sub(r"[^a-z0-9]", "", (path.stem if path.suffix in READERS else name).lower())
     key = ALIASES.get(key, key)
-    benchmark = BENCHMARKS.get(key)
+    benchmark, cut = BENCHMARKS.get(key), path.suffix in READERS
     if path.suffix in READERS:
         rows, source = READERS[path.suffix](path), name
     elif benchmark:
         rows, source = _hub_rows(benchmark, key, split), key
         if split in ("test", "all") and len(rows) != benchmark.size:
             print(f"{key}: expected {benchmark.size:,} rows, found {len(rows):,}", file=sys.stderr)
-    elif name.count("/") == 1 and not path.exists():
-        rows, source, key = _hub_rows(Benchmark(name, "test", 0, "em", "", train="train"), name, split), name, path.name
+    elif name in RL_SETS or (name.count("/") == 1 and not path.exists()):
+        source = RL_SETS.get(name, name)
+        rows, key, cut = _from_hub(source, None, None), Path(source).name, True
     else:
-        known = ", ".join(BENCHMARKS)
+        known = ", ".join([*BENCHMARKS, *RL_SETS])
         raise ValueError(f"unknown data {name!r}: expected world, {known}, a hub id, or a .jsonl or .parquet file")
     questions = _questions(rows, source, key, benchmark.metric if benchmark else "em")
-    return _part(questions, split, name) if path.suffix in READERS and split != "all" else questions
+    return _part(questions, split, name) if cut and split != "all" else questions
 
 
 def _part(questions: list[Question], split: str, name: str) -> list[Question]:
@@ -117,15 +123,23 @@ def _hub_rows(benchmark: Benchmark, name: str, split: str) -> Rows:
     parts = {"train": f"[:-{DEV_ROWS}]", "dev": f"[-{DEV_ROWS}:]"}
     wanted = benchmark.train + parts[split] if benchmark.train and split in parts else benchmark.split
     try:
+        return _from_hub(benchmark.hub, benchmark.config, wanted)
+    except ValueError as error:
+        terms = f"accept its terms at huggingface.co/datasets/{benchmark.hub}, then run `hf auth login`"
+        raise ValueError(f"{error}; it is gated: {terms}" if benchmark.gated else str(error)) from None
+
+
+def _from_hub(hub: str, config: str | None, split: str | None) -> Rows:
+    """A split of a hub set; without one its training split, or whatever it has."""
+    try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"{name}: sets from the hub need the datasets package (pip install datasets)") from None
+        raise ValueError(f"{hub}: sets from the hub need the datasets package (pip install datasets)") from None
     try:
-        return _numbered(load_dataset(benchmark.hub, benchmark.config, split=wanted))
+        found = load_dataset(hub, config, split=split)
     except Exception as error:  # the library raises its own, httpx's and fsspec's errors
-        terms = f"accept its terms at huggingface.co/datasets/{benchmark.hub}, then run `hf auth login`"
-        hint = f"; it is gated: {terms}" if benchmark.gated else ""
-        raise ValueError(f"cannot load {benchmark.hub}: {_first_line(error)}{hint}") from None
+        raise ValueError(f"cannot load {hub}: {_first_line(error)}") from None
+    return _numbered(found if split else found.get("train") or next(iter(found.values())))
 
 
 READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

@@ -111,9 +111,14 @@ def test_a_dev_split_is_no_part_of_training_or_test(hub):
     hub.rows = [ROWS["GSM8K"][0]]
     for split in ("train", "dev", "test"):
         load("gsm8k", split)
-        load("owner/own-set", split)
-    assert [asked[-1] for asked in hub.asked[::2]] == ["train[:-500]", "train[-500:]", "test"]
-    assert hub.asked[1] == ("owner/own-set", None, "train[:-500]")
+    assert [asked[-1] for asked in hub.asked] == ["train[:-500]", "train[-500:]", "test"]
+    own = [{"question": f"{n}?", "answer": str(n)} for n in range(20)]
+    for hub.rows in ({"train": own, "test": []}, {"other": own}):  # a set that is not in the table is cut as a file is
+        parts = [{q.id for q in load("owner/own-set", split)} for split in ("train", "dev", "test")]
+        assert list(map(len, parts)) == [16, 2, 2] and len(set.union(*parts)) == 20
+    assert hub.asked[-1] == ("owner/own-set", None, None)
+    load("arpo-deepsearch", "train")
+    assert hub.asked[-1] == ("dongguanting/ARPO-RL-DeepSearch-1K", None, None)
     with pytest.raises(ValueError, match="aime24 has no training questions"):
         load("AIME24", "train")
 

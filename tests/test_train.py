@@ -101,6 +101,9 @@ def test_flags_over_method_over_model(monkeypatch):
     assert flags("--algo", "random").shuffle_entropy and not flags().shuffle_entropy
     assert flags("--algo", "reinforce++").advantage == "batch"
     assert flags("--algo", "dr_grpo").loss_type == "dr_grpo"
+    deep = flags("--preset", "deep-search", "--model", "Qwen3-8B", "--top_k", "5")
+    assert (deep.num_generations, deep.num_initial, deep.max_tool_calls, deep.top_k) == (12, 6, 6, 5)
+    assert flags("--preset", "deep-search", "--algo", "grpo").num_initial == 12
     assert flags("--algo", "grpo", "--seed", "3").output_dir == "runs/tiny-grpo-3"
 
 
