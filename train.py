@@ -418,40 +418,43 @@ def collect(stream: Stream, policy, sampler, tools, rollout, args, step) -> tupl
     return kept, discarded
 
 
+def head_entropies(tree: Tree, k: int) -> tuple[list[float], list[float]]:
+    """H over the first k tokens of each turn from the prompt, and of each turn after a tool result."""
+    first, after = [], []
+    for node in tree.nodes:
+        if node.parent == PROMPT or tree.nodes[node.parent].observation:
+            (first if node.parent == PROMPT else after).append(float(np.mean(node.entropies[:k])))
+    return first, after
+
+
+def different_leaves(tree: Tree) -> int:
+    """Leaves that differ in what the policy wrote on the way to them."""
+    return len({tuple(tuple(tree.nodes[n].ids) for n in tree.path(leaf)) for leaf in tree.leaves()})
+
+
 def rollout_metrics(kept: list[Grown], discarded: list[Grown], k: int, num_initial: int) -> dict[str, float]:
     """What `METRICS` says of trees; counts include what was thrown away, means do not."""
-    leaves = [score for g in kept for score in g.scores]
-    nodes = [node for g in kept for node in g.tree.nodes]
-    every = [node for g in kept + discarded for node in g.tree.nodes]
-    outcomes = Counter(node.result.outcome for node in every if node.result)
-    after, first, identical = [], [], 0
-    for g in kept:
-        for node in g.tree.nodes:
-            head = float(np.mean(node.entropies[:k]))
-            if node.parent == PROMPT:
-                first.append(head)
-            elif g.tree.nodes[node.parent].observation:
-                after.append(head)
-        paths = Counter(str([g.tree.nodes[n].ids for n in g.tree.path(leaf)]) for leaf in g.tree.leaves())
-        identical += sum(count - 1 for count in paths.values())
-    decisions = [node.decision for node in nodes if node.decision]
+    trees, leaves = [g.tree for g in kept], [score for g in kept for score in g.scores]
+    first, after = (sum(lists, []) for lists in zip(*(head_entropies(tree, k) for tree in trees)))
+    decisions = [node.decision for tree in trees for node in tree.nodes if node.decision]
     forks = sum(decision.new_paths for decision in decisions)
-    executed = sum(outcomes.values()) - outcomes["refused"] - outcomes["malformed"]
+    calls = Counter(node.result.outcome for g in kept + discarded for node in g.tree.nodes if node.result)
+    share = lambda flags: float(np.mean(list(flags)))
     return {
         "reward": float(torch.stack([g.rewards for g in kept]).mean()),
-        "accuracy": float(np.mean([s.accuracy for s in leaves])),
-        "calls_per_leaf": float(np.mean([s.calls for s in leaves])),
-        "calls_per_question": executed / len(kept),
-        "initial_entropy": float(np.mean(first)),
-        "entropy_after_tools": float(np.mean(after)) if after else 0.0,
+        "accuracy": share(s.accuracy for s in leaves),
+        "calls_per_leaf": share(s.calls for s in leaves),
+        "calls_per_question": (calls.total() - calls["refused"] - calls["malformed"]) / len(kept),
+        "initial_entropy": share(first),
+        "entropy_after_tools": share(after or [0.0]),
         "decisions": len(decisions),
         "forks": forks,
         "top_ups": len(leaves) - forks - num_initial * len(kept),
-        "no_variance": float(np.mean([not g.teaches() for g in kept])),
-        "identical": identical / len(leaves),
-        "malformed": float(np.mean([s.answer is None for s in leaves])),
-        "truncated": float(np.mean([s.end != "end" for s in leaves])),
-        "tool_errors": 1 - outcomes["ok"] / max(1, sum(outcomes.values())),
+        "no_variance": share(not g.teaches() for g in kept),
+        "identical": 1 - sum(map(different_leaves, trees)) / len(leaves),
+        "malformed": share(s.answer is None for s in leaves),
+        "truncated": share(s.end != "end" for s in leaves),
+        "tool_errors": 1 - calls["ok"] / max(1, calls.total()),
         "discarded": len(discarded),
         "leaf_tokens": sum(len(g.tree.prompt) + s.tokens for g in kept for s in g.scores),
     }

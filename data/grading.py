@@ -196,6 +196,11 @@ def _math(answer: str, gold: str) -> float:
         return _exact(answer, gold)
     if choice := re.fullmatch(r"([A-H])[:.] +(.+)", gold):  # some sets give the letter and the text
         return max(_math(answer, choice[1]), _math(answer, choice[2]))
+    return _quantity(answer, gold)
+
+
+def _quantity(answer: str, gold: str) -> float:
+    """Values with units, percent and degrees among them; plain numbers here, everything else by math-verify."""
     (value, unit), (gold_value, gold_unit) = _split_unit(answer), _split_unit(gold)
     number, expected = as_number(value), as_number(gold_value)
     if "%" in (unit, gold_unit) and unit != gold_unit and number is not None and expected is not None:
