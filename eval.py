@@ -630,7 +630,7 @@ def plot_run(folder: Path) -> list[Path]:
 @dataclass(frozen=True)
 class EvalConfig:
     model: str = "tiny"  # a run's folder, "tiny", an alias, a hub id
-    data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .jsonl or .parquet file
+    data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .json, .jsonl or .parquet file
     split: Literal["all", "train", "dev", "test"] = "all"  # all: the test split of a set, and the whole of a file
     count: int = 300  # questions at most
     samples: int = 8  # trajectories for each question

@@ -42,6 +42,7 @@ from transformers import Qwen2ForCausalLM
 from advantage import ADVANTAGES
 from arpo import UpdateConfig, update
 from data import Question
+from data.conversations import describe_skipped, load_conversations
 from data.grading import overlong_penalty
 from data.tiny import build_tokenizer, tiny_config
 from data.world import demonstrations
@@ -75,7 +76,7 @@ from eval import (
 )
 from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
 from sandbox import PythonSandbox
-from tools import Browse, Python, Search, WebSearch, encode_result
+from tools import Browse, Python, Search, WebSearch, encode_result, read_answer
 
 # What each method changes in the settings; "flat" sets N = M, so that nothing forks. Flags on the command line win.
 METHODS = {
@@ -153,7 +154,7 @@ class TrainConfig:
     model: str = "tiny"  # "tiny", an alias such as Qwen2.5-1.5B, a hub id, or a folder
     algo: Literal[tuple(METHODS)] = "arpo"  # the method
     preset: Literal[tuple(PRESETS)] = ""  # settings that belong together; flags win
-    data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .jsonl or .parquet file
+    data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .json, .jsonl or .parquet file
     stage: Literal["rl", "sft"] = "rl"  # reinforcement learning, or the cold start
     output_dir: str = ""  # the run's folder; default runs/MODEL-ALGO-SEED
     seed: int = 0  # names all randomness
@@ -177,9 +178,10 @@ class TrainConfig:
     save_total_limit: int = 2  # newest checkpoints that are kept; the best model is kept besides
     resume: str = ""  # "auto": go on from the newest checkpoint in output_dir, if any; or a run's folder
     cold_start: bool = False  # SFT on demonstrations before RL; on for a model that has seen none
+    sft_data: str = "world"  # "world", arpo-sft, tool-star, still, a hub id, or a .json, .jsonl or .parquet file
     sft_steps: int = 300  # optimizer steps of the cold start
     sft_worlds: int = 100  # worlds that demonstrations are drawn from
-    sft_each: int = 32  # demonstrations from each
+    sft_each: int = 32  # demonstrations from each; of other sft_data, as many conversations as all worlds' together
     sft_batch_tokens: int = 6000  # of a batch, padding included
     sft_learning_rate: float = 1e-4  # peak
     lora_r: int = 16  # rank of LoRA on all linear layers; 0 trains all weights
@@ -236,26 +238,35 @@ def find_checkpoint(args) -> Path | None:
 # ---------------------------------------------------------------------------------- cold start
 
 
-def encode_demonstration(tokenizer, question: str, steps, tools, max_result_tokens: int) -> tuple[list[int], list[int]]:
-    """Token ids of an expert's trajectory, its calls really run, and 1 where the expert wrote the token (T,)."""
+def encode_turns(tokenizer, question: str, turns, max_result_tokens: int) -> tuple[list[int], list[int]]:
+    """Token ids of a trajectory under its prompt, and 1 where the policy wrote the token (T,).
+
+    `turns` yields a turn's text and its result, which is None after the last: there stands the end token.
+    """
     ids = encode_prompt(tokenizer, question)
     own = [0] * len(ids)
-    for step in steps:
-        space = " " if step.content[0].isalpha() else ""  # a word's token begins with its space, a digit's does not
-        turn = f"<think> {step.think}</think><{step.tool}>{space}{step.content}</{step.tool}>"
-        turn_ids = tokenizer.encode(turn, add_special_tokens=False)
-        result = []
-        if step.tool == "answer":
+    for text, result in turns:
+        turn_ids = tokenizer.encode(text, add_special_tokens=False)
+        if result is None:
             turn_ids.append(tokenizer.eos_token_id)
-        else:
-            result = encode_result(tokenizer, tools[step.tool](step.content).text, max_result_tokens)
-        ids += turn_ids + result
-        own += [1] * len(turn_ids) + [0] * len(result)
+        result_ids = [] if result is None else encode_result(tokenizer, result, max_result_tokens)
+        ids += turn_ids + result_ids
+        own += [1] * len(turn_ids) + [0] * len(result_ids)
     return ids, own
 
 
+def expert_turns(steps, tools):
+    """An expert's steps as turns, the calls really run."""
+    for step in steps:
+        space = " " if step.content[0].isalpha() else ""  # a word's token begins with its space, a digit's does not
+        text = f"<think> {step.think}</think><{step.tool}>{space}{step.content}</{step.tool}>"
+        yield text, None if step.tool == "answer" else tools[step.tool](step.content).text
+
+
 def demonstration_set(tokenizer, args, sandbox) -> list[tuple[list[int], list[int]]]:
-    """The flawed expert's trajectories in many worlds, encoded."""
+    """Encoded trajectories: conversations, or the flawed expert's in many worlds."""
+    if args.sft_data != "world":
+        return conversation_set(tokenizer, args)
     encoded, by_world = [], {}
     for world, question, steps in tqdm(
         demonstrations(args.sft_worlds, args.sft_each), desc="demonstrations", leave=False
@@ -263,8 +274,36 @@ def demonstration_set(tokenizer, args, sandbox) -> list[tuple[list[int], list[in
         if world.seed not in by_world:
             search, browse = Search(world.passages, args.top_k), Browse(world.pages, args.window_chars)
             by_world = {world.seed: {"python": Python(sandbox), "search": search, "browse": browse}}
-        tools = by_world[world.seed]
-        encoded.append(encode_demonstration(tokenizer, question.question, steps, tools, args.max_result_tokens))
+        turns = expert_turns(steps, by_world[world.seed])
+        encoded.append(encode_turns(tokenizer, question.question, turns, args.max_result_tokens))
+    return encoded
+
+
+def conversation_set(tokenizer, args) -> list[tuple[list[int], list[int]]]:
+    """Encoded conversations, without those that would cost -1 in a rollout: wrong in format, or over a limit.
+
+    What is left out is reported; the long ones only as far as conversations were encoded until there were enough.
+    """
+    conversations, skipped = load_conversations(args.sft_data)
+    rows, encoded = len(conversations) + len(skipped), []
+    for talk in random.Random(args.seed).sample(conversations, len(conversations)):
+        texts = [text for text, _ in talk.turns]
+        if read_answer(texts) is None or tokenizer.eos_token in "".join(texts):
+            skipped[talk.place] = "format"
+        elif len(encoded) < args.sft_worlds * args.sft_each:
+            ids, own = encode_turns(tokenizer, talk.question, talk.turns, args.max_result_tokens)
+            longest = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+            if len(ids) - own.index(1) > args.max_completion_length or longest >= args.max_turn_tokens:
+                skipped[talk.place] = "too long"
+            elif len(texts) > args.max_tool_calls + 1:
+                skipped[talk.place] = "too many calls"
+            else:
+                encoded.append((ids, own))
+    told = describe_skipped(args.sft_data, rows, skipped) if skipped else args.sft_data
+    if not encoded:
+        raise ValueError(f"no usable row in {told}")
+    if skipped:
+        print(told, file=sys.stderr)
     return encoded
 
 
@@ -798,7 +837,8 @@ def sft_command(args, sandbox: PythonSandbox) -> None:
     test = load_task(args, "test", args.test_questions, sandbox, policy)
     rollout = pick(RolloutConfig, args)
     rows = {name: evaluate(policy, test, rollout, 1, t) for name, t in (("SFT, greedy", 0), ("SFT, sampled", 1))}
-    rows["expert (ceiling)"] = expert_scores(load_world("test"), test)
+    if args.data == "world":
+        rows["expert (ceiling)"] = expert_scores(load_world("test"), test)
     print(f"final loss {loss:.4f}; saved to {args.output_dir}\n{comparison_table(rows, test.questions)}")
 
 
@@ -822,12 +862,15 @@ def describe(args) -> str:
         f"on        {device}, {pick_dtype(device)}{', 4-bit weights' if args.load_in_4bit else ''}, "
         + (f"LoRA of rank {args.lora_r} on all linear layers" if args.lora_r else "all weights trained"),
     ]
+    demonstrated = f"{args.sft_worlds * args.sft_each} demonstrations from {args.sft_worlds} worlds"
+    if args.sft_data != "world":
+        demonstrated = f"at most {args.sft_worlds * args.sft_each} conversations of {args.sft_data}"
     if args.stage == "sft":
-        lines.append(f"cold start on {args.sft_worlds * args.sft_each} demonstrations, {args.sft_steps} steps")
+        lines.append(f"cold start on {demonstrated}, {args.sft_steps} steps")
     else:
         leaves = args.questions_per_step * args.num_generations
         if args.cold_start:
-            lines.append(f"first     SFT on demonstrations from {args.sft_worlds} worlds, {args.sft_steps} steps")
+            lines.append(f"first     SFT on {demonstrated}, {args.sft_steps} steps")
         lines += [
             f"method    {args.algo} on {args.data}, {args.max_steps} steps of {args.questions_per_step} questions",
             f"trees     {args.num_generations} leaves each, {args.num_initial} from the prompt; "

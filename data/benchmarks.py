@@ -1,9 +1,10 @@
 """Public question sets by name, and how a row of any of them, or of your own file, becomes a `Question`.
 
-Rows come from the Hugging Face hub (needs `datasets`), from parquet files (needs `pyarrow`) or from JSONL
-files. HLE, SimpleQA, WebWalkerQA and xbench are officially judged by a language model; here they are
-compared with the gold answer, so the numbers are stricter than published ones. Left out: rows that come
-with an image or a file, since the policy only reads text; they are counted and reported.
+Rows come from the Hugging Face hub (needs `datasets`), from parquet files (needs `pyarrow`) or from JSON
+and JSONL files; `conversations.py` reads rows through the same functions. HLE, SimpleQA, WebWalkerQA and
+xbench are officially judged by a language model; here they are compared with the gold answer, so the numbers
+are stricter than published ones. Left out: rows that come with an image or a file, since the policy only
+reads text; they are counted and reported.
 """
 
 import base64
@@ -12,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from data.grading import METRICS, unboxed
 class Benchmark:
     hub: str  # id on the hub
     split: str  # what results are reported on
-    size: int  # its rows
+    size: int  # its rows; 0 where that is not known
     metric: str  # a key of grading.METRICS
     licence: str
     config: str | None = None
@@ -72,15 +74,15 @@ def load(name: str, split: str) -> list[Question]:
     if path.suffix in READERS:
         rows, source = READERS[path.suffix](path), name
     elif benchmark:
-        rows, source = _hub_rows(benchmark, key, split), key
-        if split in ("test", "all") and len(rows) != benchmark.size:
-            print(f"{key}: expected {benchmark.size:,} rows, found {len(rows):,}", file=sys.stderr)
+        rows, source = hub_rows(benchmark, key, split), key
     elif name in RL_SETS or (name.count("/") == 1 and not path.exists()):
         source = RL_SETS.get(name, name)
-        rows, key, cut = _from_hub(source, None, None), Path(source).name, True
+        rows, key, cut = hub_rows(Benchmark(source, "", 0, "em", ""), source), Path(source).name, True
     else:
         known = ", ".join([*BENCHMARKS, *RL_SETS])
-        raise ValueError(f"unknown data {name!r}: expected world, {known}, a hub id, or a .jsonl or .parquet file")
+        raise ValueError(
+            f"unknown data {name!r}: expected world, {known}, a hub id, or a .json, .jsonl or .parquet file"
+        )
     questions = _questions(rows, source, key, benchmark.metric if benchmark else "em")
     return _part(questions, split, name) if cut and split != "all" else questions
 
@@ -105,6 +107,14 @@ def _jsonl_rows(path: Path) -> Rows:
     return [(f"line {number}", line) for number, line in lines if line.strip()]
 
 
+def _json_rows(path: Path) -> Rows:
+    with naming(str(path), "read as JSON"):
+        rows = json.loads(path.read_bytes())
+        if not isinstance(rows, list):
+            raise ValueError(f"expected an array, found {type(rows).__name__}")
+    return _numbered(rows)
+
+
 def _parquet_rows(path: Path) -> Rows:
     try:
         import pyarrow
@@ -117,32 +127,32 @@ def _parquet_rows(path: Path) -> Rows:
         raise ValueError(f"{path}: not a whole parquet file ({_first_line(error)})") from None
 
 
-def _hub_rows(benchmark: Benchmark, name: str, split: str) -> Rows:
+def hub_rows(benchmark: Benchmark, name: str, split: str = "") -> Rows:
+    """Rows of a set on the hub: those that train or dev are cut from, or else of the split that it names.
+
+    Of a set that names none: its training split, or whatever it has.
+    """
     if split == "train" and not benchmark.train:
         raise ValueError(f"{name} has no training questions: it is a test")
     parts = {"train": f"[:-{DEV_ROWS}]", "dev": f"[-{DEV_ROWS}:]"}
-    wanted = benchmark.train + parts[split] if benchmark.train and split in parts else benchmark.split
-    try:
-        return _from_hub(benchmark.hub, benchmark.config, wanted)
-    except ValueError as error:
-        terms = f"accept its terms at huggingface.co/datasets/{benchmark.hub}, then run `hf auth login`"
-        raise ValueError(f"{error}; it is gated: {terms}" if benchmark.gated else str(error)) from None
-
-
-def _from_hub(hub: str, config: str | None, split: str | None) -> Rows:
-    """A split of a hub set; without one its training split, or whatever it has."""
+    wanted = benchmark.train + parts[split] if benchmark.train and split in parts else benchmark.split or None
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"{hub}: sets from the hub need the datasets package (pip install datasets)") from None
+        raise ValueError(f"{name}: sets from the hub need the datasets package (pip install datasets)") from None
     try:
-        found = load_dataset(hub, config, split=split)
+        found = load_dataset(benchmark.hub, benchmark.config, split=wanted)
     except Exception as error:  # the library raises its own, httpx's and fsspec's errors
-        raise ValueError(f"cannot load {hub}: {_first_line(error)}") from None
-    return _numbered(found if split else found.get("train") or next(iter(found.values())))
+        terms = f"accept its terms at huggingface.co/datasets/{benchmark.hub}, then run `hf auth login`"
+        hint = f"; it is gated: {terms}" if benchmark.gated else ""
+        raise ValueError(f"cannot load {benchmark.hub}: {_first_line(error)}{hint}") from None
+    rows = _numbered(found if wanted else found.get("train") or next(iter(found.values())))
+    if wanted == benchmark.split and benchmark.size not in (0, len(rows)):
+        print(f"{name}: expected {benchmark.size:,} rows, found {len(rows):,}", file=sys.stderr)
+    return rows
 
 
-READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+READERS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 
 
 def _numbered(rows: Iterable) -> Rows:
@@ -153,6 +163,23 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def as_record(row) -> dict:
+    """The object that a row is, or that its line of JSON says."""
+    record = json.loads(row) if isinstance(row, bytes) else row
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object, found {type(record).__name__}")
+    return record
+
+
+@contextmanager
+def naming(source: str, place: str):
+    """What goes wrong inside with a row becomes a ValueError that says in one line which row it was."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{source}, {place}: {_first_line(error)}") from None
+
+
 # ---------------------------------------------------------------------------------- from a row to a question
 
 
@@ -160,14 +187,12 @@ def _questions(rows: Rows, source: str, key: str, metric: str) -> list[Question]
     """Raises ValueError at the first row that is no question; reports rows that cannot be asked or graded."""
     questions, unasked, ungraded = [], [], []
     for place, row in rows:
-        try:
-            record = _plain_record(json.loads(row) if isinstance(row, bytes) else row)
+        with naming(source, place):
+            record = _plain_record(as_record(row))
             if record.get("image") or record.get("file_name"):
                 unasked.append(place)
                 continue
             questions.append(_question(record, f"{key}-{record.get('id', place.split()[1])}", metric))
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise ValueError(f"{source}, {place}: {_first_line(error)}") from None
         if not questions[-1].answers:
             ungraded.append(place)
     for places, what in ((unasked, "skipped, they need an image or a file"), (ungraded, "without an answer, kept")):
@@ -178,10 +203,8 @@ def _questions(rows: Rows, source: str, key: str, metric: str) -> list[Question]
     return questions
 
 
-def _plain_record(record) -> dict:
+def _plain_record(record: dict) -> dict:
     """One flat record: nested training rows unfolded, encrypted ones read."""
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object, found {type(record).__name__}")
     if isinstance(record.get("reward_model"), dict):  # the official RL sets
         metric = "math" if record.get("ability") == "math" else "f1"
         nested = {"answer": record["reward_model"].get("ground_truth"), "metric": metric}

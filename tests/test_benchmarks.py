@@ -145,7 +145,7 @@ def test_what_cannot_be_fetched_says_what_to_do(hub, monkeypatch, name, words):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         load(name, "test")
-    with pytest.raises(ValueError, match="unknown data 'gsm9k': expected world, aime24, .* or a .jsonl"):
+    with pytest.raises(ValueError, match="unknown data 'gsm9k': expected world, aime24, .* or a .json, .jsonl"):
         load("gsm9k", "test")
 
 
@@ -163,6 +163,9 @@ def test_a_file(tmp_path, capsys):
     assert (third.answers, third.id) == ((), "aime25-x")
     assert "1 of 3 rows without an answer, kept (line 4 first)" in capsys.readouterr().err
     assert len(load_questions(str(path), "all", 2)) == 2
+    array = tmp_path / "own.json"
+    array.write_text('[{"question": "1+1?", "answer": 2},\n {"question": "who?", "answer": "a"}]')
+    assert [q.id for q in load_questions(str(array), "all")] == ["own-1", "own-2"]
 
 
 GOOD = b'{"question": "x", "answer": 1}\n'
