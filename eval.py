@@ -12,7 +12,6 @@ import copy
 import importlib.util
 import inspect
 import json
-import math
 import os
 import re
 import sys
@@ -268,25 +267,42 @@ def pick_dtype(device: str) -> torch.dtype:
     return torch.float32
 
 
-def memory_plan(name: str, device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """GB of a model's weights at `dtype`, and of the device's memory (infinite where it is not known)."""
+def memory_line(args) -> str:
+    """What a model and its rollouts need, and what there is; settles 4-bit weights and rows at once where left open.
+
+    Computed from the model's configuration; activations come on top.
+    """
+    device = pick_device()
+    size = pick_dtype(device).itemsize
+    config = AutoConfig.from_pretrained(base_of(resolve_model(args.model))).get_text_config()
     with torch.device("meta"):
-        weights = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name)).num_parameters()
-    has = torch.cuda.get_device_properties(device).total_memory if device == "cuda" else math.inf
-    return weights * dtype.itemsize / 1e9, has / 1e9
+        weights = AutoModelForCausalLM.from_config(config).num_parameters()
+    if device == "cuda":
+        has = torch.cuda.get_device_properties(0).total_memory
+    else:
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if args.load_in_4bit is None:
+        args.load_in_4bit = device == "cuda" and weights * size > has / 2
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)  # stay as they are
+    held = weights * size if not args.load_in_4bit else 0.53 * (weights - embeddings) + embeddings * size
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * size
+    row = token * (args.max_completion_length + 500)  # 500: for the prompt
+    args.max_rows = max(args.num_generations, min(args.max_rows, int((has - held) / 2 / row)))
+    return (
+        f"{has / 1e9:.1f} GB; {'4-bit ' if args.load_in_4bit else ''}weights {held / 1e9:.1f} GB, "
+        f"a trajectory's cache at most {row / 1e6:,.0f} MB, at most {args.max_rows} of them at once"
+    )
 
 
 def load(args) -> Policy:
-    """The model that the flags name. Where 4-bit is left open, it is used if the weights would fill half the memory."""
+    """The model that the flags name; where 4-bit is left open, `memory_line` decides."""
     device, name = pick_device(), resolve_model(args.model)
     if name != args.model and args.model != "tiny":
         print(f"{args.model} means {name}")
     try:
         if args.load_in_4bit is None:
-            needs, has = memory_plan(base_of(name), device, pick_dtype(device))
-            args.load_in_4bit = needs > has / 2
-            how = "loaded in 4-bit" if args.load_in_4bit else "not quantised"
-            print(f"weights of {needs:.1f} GB, memory of {has:.1f} GB: {how}")
+            print(f"memory    {memory_line(args)}")
         policy = load_policy(name, args.lora_r, args.load_in_4bit, device, pick_dtype(device))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

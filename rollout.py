@@ -17,6 +17,7 @@ T tokens, C cached columns, V vocabulary. `Sampler` continues rows of token ids 
 
 import hashlib
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
@@ -54,13 +55,15 @@ class RolloutConfig:
     max_tool_calls: int = 6  # of a trajectory
     tool_limits: str = ""  # of a trajectory by tool, such as "search=3,python=5"
     wave_quorum: float = 1.0  # share of the rows that must have stopped to end a call of generate
+    max_rows: int = 512  # trajectories sampled at once, in whole trees; fewer where memory runs out
 
     def __post_init__(self):
         parse_limits(self.tool_limits)
         n, m = self.num_initial, self.num_generations
         if not 1 <= n <= m:
             raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), found {n}")
-        for name in ("fan_out", "entropy_tokens", "max_completion_length", "max_turn_tokens", "max_result_tokens"):
+        lengths = "max_completion_length", "max_turn_tokens", "max_result_tokens"
+        for name in ("fan_out", "entropy_tokens", "max_rows", *lengths):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
@@ -243,6 +246,8 @@ class Sampler:
     again because a row needs a last token to sample from), decoded (sampled tokens), holes (columns fed
     for nothing: padding, and rows that had stopped already).
     """
+
+    max_rows = 2**31  # lowered where memory runs out
 
     def __init__(self, model, tokenizer, temperature: float = 1.0):
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
@@ -460,18 +465,30 @@ class Growth:
         self.budget -= new
 
 
-def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig, max_rows: int = 512) -> list[Tree]:
+def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig) -> list[Tree]:
     """Grows a tree of exactly M leaves for each of Q prompts (lists of ids).
 
     `keys` (Q strings) name the randomness: the same prompt, key and weights give the same tree, however
-    many trees are grown together (`max_rows` bounds the rows of a call, in whole trees). `tools` has
-    `submit(call) -> Future[ToolResult]`.
+    many trees are grown together. `tools` has `submit(call) -> Future[ToolResult]`. Where memory runs out,
+    trees are grown once more, half as many together.
     """
-    together = max(1, max_rows // config.num_generations)
-    if len(prompts) > together:
-        rest = sampler, tools, tokenizer, config, max_rows
-        first = grow_trees(prompts[:together], keys[:together], *rest)
-        return first + grow_trees(prompts[together:], keys[together:], *rest)
+    trees: list[Tree] = []
+    while len(trees) < len(prompts):
+        together = max(1, min(config.max_rows, sampler.max_rows) // config.num_generations)
+        together = min(together, len(prompts) - len(trees))
+        part = slice(len(trees), len(trees) + together)
+        try:
+            trees += grow_together(prompts[part], keys[part], sampler, tools, tokenizer, config)
+        except torch.OutOfMemoryError:
+            if together == 1:
+                raise
+            sampler.max_rows, sampler.cache = together // 2 * config.num_generations, None
+            print(f"out of memory: from now on at most {sampler.max_rows} rows at once", file=sys.stderr)
+    return trees
+
+
+def grow_together(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig) -> list[Tree]:
+    """One tree for each prompt, all of them at once."""
     sampler.prefill(prompts)
     growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(zip(prompts, keys))]
     while places := [(growth, path) for growth in growths for path in growth.rows()]:

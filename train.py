@@ -65,6 +65,7 @@ from eval import (
     load_task,
     load_world,
     make_sandbox,
+    memory_line,
     model_defaults,
     per_question,
     pick,
@@ -854,14 +855,19 @@ def demonstration_texts():
 
 
 def describe(args) -> str:
-    """What a run would do and need."""
+    """What a run does and needs."""
     model, device = Path(resolve_model(args.model)), pick_device()
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
     lines = [
         f"model     {model}, " + (f"{weights:.1f} MB of weights" if weights else "fetched from the hub unless cached"),
-        f"on        {device}, {pick_dtype(device)}{', 4-bit weights' if args.load_in_4bit else ''}, "
+        f"on        {device}, {pick_dtype(device)}, "
         + (f"LoRA of rank {args.lora_r} on all linear layers" if args.lora_r else "all weights trained"),
     ]
+    if args.model != "tiny":
+        try:
+            lines.append(f"memory    {memory_line(args)}")
+        except (OSError, ValueError):  # a model that is not here yet; if it cannot be had, loading it will say so
+            lines.append("memory    told once the model is here")
     demonstrated = f"{args.sft_worlds * args.sft_each} demonstrations from {args.sft_worlds} worlds"
     if args.sft_data != "world":
         demonstrated = f"at most {args.sft_worlds * args.sft_each} conversations of {args.sft_data}"
@@ -881,7 +887,9 @@ def describe(args) -> str:
     where = args.search or ("world" if args.data == "world" else "none")
     live = "the live web, with your key" if where in WebSearch.URLS else "nothing that needs a network or a key"
     tools = "python" if where == "none" else f"python, search{' and browse' * args.browse} in {where}"
-    lines += [f"tools     {tools}; {live}", f"writes    {args.output_dir}"]
+    lines += [f"tools     {tools}; {live}", f"writes    {args.output_dir}; how long it takes, the bar tells"]
+    if args.model != "tiny" and args.data == "world":
+        lines.append("next      --data gsm8k, --data hotpotqa --search corpus.jsonl, or --preset deep-search")
     return "\n".join(lines)
 
 
@@ -901,6 +909,8 @@ def main() -> None:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        if not rank():
+            print(describe(args), flush=True)
         (sft_command if args.stage == "sft" else rl_command)(args, make_sandbox(args))
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -1,6 +1,7 @@
 """The tree algorithm: budgets, branch rules and invariance to scheduling, with scripted and random models."""
 
 import pytest
+import torch
 from conftest import SMALL, EchoTools, ScriptedSampler, grow, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,13 @@ def hashed_script(seed, turns=4):
         )
 
     return script
+
+
+class NoMemory:
+    vocab_size, max_rows, cache = 704, 2**31, None
+
+    def prefill(self, prompts):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 configs = st.fixed_dictionaries(
@@ -239,17 +247,15 @@ def test_fork_after_the_probe_shares_the_measured_tokens(tokenizer, model):
         assert sum(node.parent == n for node in tree.nodes) >= 2
 
 
-def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model):
+def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model, capsys):
     """One key, one tree: alone, together, permuted, in waves that wait for all rows or for few (fp32)."""
     prompts = ["the town is", "the river of the mayor", "old", "the long river is old and the town"]
     keys = [f"seed0/step1/{q}" for q in range(4)]
 
-    def trees(order=range(4), max_rows=512, **settings):
+    def trees(order=range(4), sampler=Sampler, **settings):
         config = RolloutConfig(**(SMALL | settings))
         ids = [tokenizer.encode(prompts[q]) for q in order]
-        grown = grow_trees(
-            ids, [keys[q] for q in order], Sampler(model, tokenizer), EchoTools(), tokenizer, config, max_rows
-        )
+        grown = grow_trees(ids, [keys[q] for q in order], sampler(model, tokenizer), EchoTools(), tokenizer, config)
         return {q: facts(tree) for q, tree in zip(order, grown)}
 
     expected = trees()
@@ -259,6 +265,18 @@ def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model):
     assert trees(max_rows=16, wave_quorum=0.5) == expected
     assert trees(wave_quorum=0.2) == expected
     assert trees(order=[3])[3] == expected[3]
+
+    class Small(Sampler):  # memory for 9 rows, of which a tree needs no more than 8
+        def __call__(self, rows, *rest):
+            if len(rows) > 9:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(rows, *rest)
+
+    assert trees(sampler=Small) == expected
+    told = capsys.readouterr().err
+    assert "at most 16 rows at once" in told and "at most 8 rows at once" in told
+    with pytest.raises(torch.OutOfMemoryError):
+        trees(sampler=lambda *args: NoMemory())
 
 
 def test_counts_every_prompt_and_result_token_is_prefilled_once(tokenizer):
