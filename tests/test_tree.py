@@ -266,9 +266,9 @@ def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model, capsys):
     assert trees(wave_quorum=0.2) == expected
     assert trees(order=[3])[3] == expected[3]
 
-    class Small(Sampler):  # memory for 9 rows, of which a tree needs no more than 8
+    class Small(Sampler):  # memory for 8 rows, as many as a tree may need
         def __call__(self, rows, *rest):
-            if len(rows) > 9:
+            if len(rows) > 8:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().__call__(rows, *rest)
 
