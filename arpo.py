@@ -47,16 +47,11 @@ class Batch:
     positions: Tensor  # (R, T) depth in the tree
     mask: Tensor  # (R, T, T) bool: row attends to column
     tokens: int  # without padding
-    trained: Tensor  # (S,) index of each sampled token in ids, flattened
-    predict_from: Tensor  # (S,) index of the token before it on its path, whose hidden state predicts it
+    predict_from: Tensor  # (S,) index, in ids flattened, of the token before each sampled one on its path
+    targets: Tensor  # (S,) the sampled tokens, each predicted from the hidden state there
     weights: Tensor  # W (S, M)
     advantages: Tensor  # A (S, M)
     sampler_logprobs: Tensor  # (S,) only to be compared
-
-    @property
-    def targets(self) -> Tensor:
-        """The sampled tokens (S,)."""
-        return self.ids.flatten()[self.trained]
 
 
 Piece = tuple[Tree, Tensor, Tensor]  # a tree with its W and A (N, M), less the leaves whose W is 0
@@ -74,7 +69,7 @@ def tokens(tree: Tree, weights: Tensor) -> int:
 def flatten(piece: Piece) -> tuple[Tensor, ...]:
     """A tree's unique tokens in one sequence: its part of the tensors of a `Batch`, in their order, not padded."""
     tree, W, A = piece
-    ids, positions, segment, trained, predict_from, sampled = ([] for _ in range(6))
+    ids, positions, segment, predict_from, targets, sampled = ([] for _ in range(6))
     nodes: list[int] = []  # of each sampled token
     lineage: list[list[int]] = []  # of each segment, i.e. prompt or node: its ancestors and itself
     last: dict[int, int] = {}  # of each node: the index of its last token
@@ -87,14 +82,14 @@ def flatten(piece: Piece) -> tuple[Tensor, ...]:
         positions += range(depth, depth + len(ids) - start)
         segment += [len(lineage) - 1] * (len(ids) - start)
         last[n] = len(ids) - 1
-        trained += range(start, start + own)
         predict_from += [above, *range(start, start + own - 1)][:own]
+        targets += node.ids
         nodes += [n] * own
         sampled += node.logprobs
     sees = torch.tensor([[s in ancestors for s in range(len(lineage))] for ancestors in map(set, lineage)])
     depth, segment = torch.tensor(positions), torch.tensor(segment)
     mask = sees[segment][:, segment] & (depth[:, None] >= depth)
-    fields = torch.tensor(ids), depth, mask, torch.tensor(trained), torch.tensor(predict_from)
+    fields = torch.tensor(ids), depth, mask, torch.tensor(predict_from), torch.tensor(targets)
     return *fields, W[nodes], A[nodes], torch.tensor(sampled)
 
 
@@ -104,9 +99,7 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
     width, count = max(map(len, ids)), sum(map(len, ids))
     itself = torch.eye(width, dtype=torch.bool)  # what padding sees: attention to nothing at all is NaN
     mask = torch.stack([pad(mask, (0, width - len(mask)) * 2) | itself for mask in masks])
-    for r in range(len(pieces)):
-        for indices in per_token[:2]:
-            indices[r].add_(r * width)
+    per_token[0] = [indices + r * width for r, indices in enumerate(per_token[0])]  # predict_from
     rows = (pad_sequence(field, batch_first=True).to(device) for field in (ids, positions))
     return Batch(*rows, mask.to(device), count, *(torch.cat(field).to(device) for field in per_token))
 
@@ -210,7 +203,7 @@ def update(model, step, trees: list[Tree], advantages: Tensor, config: UpdateCon
             old = stored.get(id(batch), logprobs.detach())
             loss, sums = policy_loss(logprobs, old, batch, config, reference_logprobs)
             (loss * step.scale).backward()
-            totals.update(sums, train_tokens=batch.tokens, trained=len(batch.trained), loss=float(loss.detach()))
+            totals.update(sums, train_tokens=batch.tokens, trained=len(batch.targets), loss=float(loss.detach()))
         totals.update(step())
     model.eval()
     for key in {"clip_fraction", "kl_sampler", "kl_reference"} & set(totals):

@@ -131,6 +131,7 @@ class Policy:
     tokenizer: object
     adapter: torch.nn.Module | None = None  # the peft wrapper around `model`
     reference: torch.nn.Module | None = None  # a frozen copy, where all weights are trained
+    max_rows: int = 2**31  # sampled at once; lowered where memory runs out
 
     @contextmanager
     def frozen(self):
@@ -257,14 +258,18 @@ def resolve_model(name: str) -> str:
 
 
 def pick_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """A CUDA GPU, else the CPU. Apple's GPUs lack the 64-bit numbers that tokens are drawn with."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def pick_dtype(device: str) -> torch.dtype:
-    """bf16 where the hardware has it, fp16 on older GPUs, fp32 elsewhere."""
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32
+def pick_dtype(device: str, args=None) -> torch.dtype:
+    """fp32 on the CPU, and where all weights are trained, whose small steps 16 bits would lose.
+
+    Else bf16 where the hardware has it, and fp16 on older GPUs.
+    """
+    if device == "cpu" or getattr(args, "lora_r", None) == 0:
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def memory_line(args) -> str:
@@ -273,7 +278,7 @@ def memory_line(args) -> str:
     Computed from the model's configuration; activations come on top.
     """
     device = pick_device()
-    size = pick_dtype(device).itemsize
+    size = pick_dtype(device, args).itemsize
     config = AutoConfig.from_pretrained(base_of(resolve_model(args.model))).get_text_config()
     with torch.device("meta"):
         weights = AutoModelForCausalLM.from_config(config).num_parameters()
@@ -303,7 +308,7 @@ def load(args) -> Policy:
     try:
         if args.load_in_4bit is None:
             print(f"memory    {memory_line(args)}")
-        policy = load_policy(name, args.lora_r, args.load_in_4bit, device, pick_dtype(device))
+        policy = load_policy(name, getattr(args, "lora_r", 0), args.load_in_4bit, device, pick_dtype(device, args))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -471,13 +476,26 @@ def score_leaves(tree: Tree, question: Question, tokenizer, bonus: float = 0.1) 
 Scores = list[list[Score]]  # (questions, samples)
 
 
+def grow_in_memory(policy: Policy, prompts, keys, sampler: Sampler, tools, config: RolloutConfig) -> list[Tree]:
+    """`grow_trees`, once more with half as many rows at a time whenever memory runs out; the trees stay the same."""
+    while True:
+        rows = min(config.max_rows, policy.max_rows, len(prompts) * config.num_generations)
+        try:
+            return grow_trees(prompts, keys, sampler, tools, policy.tokenizer, replace(config, max_rows=rows))
+        except torch.OutOfMemoryError:
+            if rows <= config.num_generations:
+                raise
+        policy.max_rows, sampler.cache = rows // 2, None
+        print(f"out of memory: from now on at most {policy.max_rows} rows at once", file=sys.stderr)
+
+
 def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, temperature: float, seed=0) -> Scores:
     """`samples` independent trajectories for every question: scores (questions, samples)."""
     sampler = Sampler(policy.model, policy.tokenizer, temperature)
     flat = replace(config, num_generations=samples, num_initial=samples, temperature=temperature)
     prompts = [encode_prompt(policy.tokenizer, q.question) for q in task.questions]
     keys = [f"eval{seed}/{q.id}" for q in task.questions]
-    trees = grow_trees(prompts, keys, sampler, task.tools, policy.tokenizer, flat)
+    trees = grow_in_memory(policy, prompts, keys, sampler, task.tools, flat)
     return [score_leaves(tree, q, policy.tokenizer) for tree, q in zip(trees, task.questions)]
 
 
@@ -651,7 +669,6 @@ class EvalConfig:
     count: int = 300  # questions at most
     samples: int = 8  # trajectories for each question
     seed: int = 0  # names all randomness
-    lora_r: int = 0  # only for a model without an adapter of its own
     load_in_4bit: bool = False  # NF4 weights through bitsandbytes
     merge: str = ""  # write the adapter merged into its base model to this folder, and stop
     ask: str = ""  # answer this one question and show the steps
@@ -723,7 +740,6 @@ class TreeConfig:
     data: str = "world"  # where the tools look
     answer: str = ""  # the accepted answer, where the question is not one of the world's
     seed: int = 0  # names all randomness
-    lora_r: int = 0  # only for a model without an adapter of its own
     load_in_4bit: bool = False  # NF4 weights through bitsandbytes
     width: int = 120  # columns of the drawing
 

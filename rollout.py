@@ -17,7 +17,6 @@ T tokens, C cached columns, V vocabulary. `Sampler` continues rows of token ids 
 
 import hashlib
 import math
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
@@ -55,7 +54,7 @@ class RolloutConfig:
     max_tool_calls: int = 6  # of a trajectory
     tool_limits: str = ""  # of a trajectory by tool, such as "search=3,python=5"
     wave_quorum: float = 1.0  # share of the rows that must have stopped to end a call of generate
-    max_rows: int = 512  # trajectories sampled at once, in whole trees; fewer where memory runs out
+    max_rows: int = 512  # trajectories sampled at once, in whole trees
 
     def __post_init__(self):
         parse_limits(self.tool_limits)
@@ -247,8 +246,6 @@ class Sampler:
     for nothing: padding, and rows that had stopped already).
     """
 
-    max_rows = 2**31  # lowered where memory runs out
-
     def __init__(self, model, tokenizer, temperature: float = 1.0):
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
         ends = model.generation_config.eos_token_id
@@ -261,25 +258,23 @@ class Sampler:
         self.may_stop = self.end_ids | {t for t, piece in enumerate(pieces) if may_close(piece or "")}
         self.counts: Counter = Counter()
 
-    def _pad(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-aligned ids (B, T), and True where they are real."""
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=self.model.device)
-        real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=ids.device)
-        self.counts["holes"] += int((~real).sum())
-        return ids, real
-
     @torch.no_grad()
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache) -> None:
-        """Appends ids (B, T) to a cache; the mask (B, C + T) covers both."""
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    def _forward(self, rows: list[list[int]], mask: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Appends rows of ids, right-aligned, to a cache with its mask (B, C); returns the mask of both."""
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=mask.device)
+        real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=mask.device)
+        mask = torch.cat([mask, real], dim=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
         self.model(ids, mask.long(), positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.counts["holes"] += int((~real).sum())
+        return mask
 
     def prefill(self, prompts: list[list[int]]) -> None:
         """Feeds each prompt once; prompt q is then row q."""
-        ids, self.mask = self._pad(prompts)  # the mask marks each row's real columns in the cache (B, C)
         self.cache, self.ids = Cache(layer_class_to_replicate=Tape), prompts
-        self._forward(ids, self.mask, self.cache)
+        nothing = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.model.device)
+        self.mask = self._forward(prompts, nothing, self.cache)  # True at each row's real columns of the cache (B, C)
         self.counts["prefilled"] += sum(map(len, prompts))
 
     def _gather(self, rows: list[Path]) -> list[list[int]]:
@@ -313,12 +308,11 @@ class Sampler:
         while waiting:
             group = [i for i in waiting if 2 * lengths[i] >= lengths[waiting[0]]]
             waiting = waiting[len(group) :]
-            ids, real = self._pad([pending[i][:-1] for i in group])
-            cache, width = Cache(layer_class_to_replicate=Tape), ids.shape[1]
+            cache, width = Cache(layer_class_to_replicate=Tape), max(lengths[i] for i in group)
             for n, layer in enumerate(self.cache.layers):
                 cache.update(layer.keys[group, :, :cached], layer.values[group, :, :cached], n)
-            self._forward(ids, torch.cat([self.mask[group, :cached], real], dim=1), cache)
-            self.mask[group, -width:] = real
+            mask = self._forward([pending[i][:-1] for i in group], self.mask[group, :cached], cache)
+            self.mask[group, -width:] = mask[:, -width:]
             for layer, fed in zip(self.cache.layers, cache.layers):
                 layer.keys[group, :, -width:] = fed.keys[:, :, -width:]
                 layer.values[group, :, -width:] = fed.values[:, :, -width:]
@@ -469,26 +463,13 @@ def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig) 
     """Grows a tree of exactly M leaves for each of Q prompts (lists of ids).
 
     `keys` (Q strings) name the randomness: the same prompt, key and weights give the same tree, however
-    many trees are grown together. `tools` has `submit(call) -> Future[ToolResult]`. Where memory runs out,
-    trees are grown once more, half as many together.
+    many trees are grown together. `tools` has `submit(call) -> Future[ToolResult]`.
     """
-    trees: list[Tree] = []
-    while len(trees) < len(prompts):
-        together = max(1, min(config.max_rows, sampler.max_rows) // config.num_generations)
-        together = min(together, len(prompts) - len(trees))
-        part = slice(len(trees), len(trees) + together)
-        try:
-            trees += grow_together(prompts[part], keys[part], sampler, tools, tokenizer, config)
-        except torch.OutOfMemoryError:
-            if together == 1:
-                raise
-            sampler.max_rows, sampler.cache = together // 2 * config.num_generations, None
-            print(f"out of memory: from now on at most {sampler.max_rows} rows at once", file=sys.stderr)
-    return trees
-
-
-def grow_together(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig) -> list[Tree]:
-    """One tree for each prompt, all of them at once."""
+    together = max(1, config.max_rows // config.num_generations)
+    if len(prompts) > together:
+        rest = sampler, tools, tokenizer, config
+        first = grow_trees(prompts[:together], keys[:together], *rest)
+        return first + grow_trees(prompts[together:], keys[together:], *rest)
     sampler.prefill(prompts)
     growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(zip(prompts, keys))]
     while places := [(growth, path) for growth in growths for path in growth.rows()]:

@@ -59,6 +59,7 @@ from eval import (
     encode_prompt,
     evaluate,
     expert_scores,
+    grow_in_memory,
     lend,
     load,
     load_policy,
@@ -75,7 +76,7 @@ from eval import (
     resolve_model,
     score_leaves,
 )
-from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
+from rollout import PROMPT, RolloutConfig, Sampler, Tree
 from sandbox import PythonSandbox
 from tools import Browse, Python, Search, WebSearch, encode_result, read_answer
 
@@ -433,7 +434,7 @@ class Grown:
 def grow_and_score(questions, policy, sampler, tools, rollout: RolloutConfig, args, step: int) -> list[Grown]:
     prompts = [encode_prompt(policy.tokenizer, q.question) for q in questions]
     keys = [f"{args.seed}/{step}/{q.id}" for q in questions]
-    trees = grow_trees(prompts, keys, sampler, tools, policy.tokenizer, rollout)
+    trees = grow_in_memory(policy, prompts, keys, sampler, tools, rollout)
     grown = []
     for question, tree in zip(questions, trees):
         scores = score_leaves(tree, question, policy.tokenizer, args.reward_bonus)
@@ -860,7 +861,7 @@ def describe(args) -> str:
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
     lines = [
         f"model     {model}, " + (f"{weights:.1f} MB of weights" if weights else "fetched from the hub unless cached"),
-        f"on        {device}, {pick_dtype(device)}, "
+        f"on        {device}, {pick_dtype(device, args)}, "
         + (f"LoRA of rank {args.lora_r} on all linear layers" if args.lora_r else "all weights trained"),
     ]
     if args.model != "tiny":

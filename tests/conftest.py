@@ -81,7 +81,7 @@ class ScriptedSampler:
     `script(key, calls)` returns (text, entropies); a text that ends in a closing tool tag calls the tool.
     """
 
-    vocab_size, max_rows = 704, 2**31
+    vocab_size = 704
 
     def __init__(self, tokenizer, script):
         self.tokenizer, self.script, self.calls = tokenizer, script, 0

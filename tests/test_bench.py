@@ -49,7 +49,7 @@ def test_memory_and_decode_at_small_size():
     small = ["--shapes", "small"]
     (row,) = rows_of("memory.py", *small, "--leaf_tokens", "700", "--leaves", "4", "--no-load_in_4bit")
     assert float(row[6]) > 0 and int(row[7].replace(",", "")) > 700
-    (row,) = rows_of("decode.py", *small, "--rows", "4", "--prompt_tokens", "32", "--steps", "8")
+    (row,) = rows_of("decode.py", *small, "--rows", "4", "--prompt_tokens", "32", "--steps", "32")
     milliseconds, least = float(row[2]), float(row[3])
     assert milliseconds > 0 and 0 < least < milliseconds
 

@@ -107,6 +107,17 @@ def test_flags_over_method_over_model(monkeypatch):
     assert flags("--algo", "grpo", "--seed", "3").output_dir == "runs/tiny-grpo-3"
 
 
+def test_weights_that_are_trained_stay_in_fp32(monkeypatch):
+    """Guards: the built-in model in bf16 on a GPU, where it would not learn, and a 7B model judged in fp32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    argv = lambda *flags: train.parse_flags(train.make_parser(), list(flags))
+    assert eval.pick_dtype("cuda", argv()) == torch.float32 == eval.pick_dtype("cpu", argv("--model", "Qwen2.5-7B"))
+    assert eval.pick_dtype("cuda", argv("--model", "Qwen2.5-7B")) == torch.bfloat16
+    parser = eval.OneLineParser("", eval.EvalConfig, eval.ToolConfig, RolloutConfig)
+    judged = [eval.parse_eval_flags(parser, ["--model", model]) for model in ("Qwen2.5-7B", "tiny")]
+    assert [eval.pick_dtype("cuda", args) for args in judged] == [torch.bfloat16, torch.float32]
+
+
 def test_learning_rate_warms_up_and_falls():
     rates = [train.learning_rate(step, 20, 1.0, 4, "cosine") for step in range(1, 21)]
     assert (
@@ -277,8 +288,8 @@ def test_lora_and_reload(tmp_path):
     """The adapter's own base is the reference, and a saved adapter brings its base along."""
     policy = load_policy(str(TINY), lora_r=4)
     causal, ones = torch.ones(1, 4, 4).tril().bool(), torch.ones(3, 1)
-    ids, positions, trained, predict_from = map(torch.tensor, ([[5, 40, 41, 42]], [[0, 1, 2, 3]], [1, 2, 3], [0, 1, 2]))
-    batch = Batch(ids, positions, causal, 4, trained, predict_from, ones, ones, torch.zeros(3))
+    ids, positions, before, targets = map(torch.tensor, ([[5, 40, 41, 42]], [[0, 1, 2, 3]], [0, 1, 2], [40, 41, 42]))
+    batch = Batch(ids, positions, causal, 4, before, targets, ones, ones, torch.zeros(3))
     before = token_logprobs(policy.model, batch).detach()
     for name, parameter in policy.model.named_parameters():
         assert parameter.requires_grad == ("lora" in name)

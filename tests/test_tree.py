@@ -6,7 +6,8 @@ from conftest import SMALL, EchoTools, ScriptedSampler, grow, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout import PROMPT, RolloutConfig, Sampler, grow_trees, uniform
+from eval import Policy, grow_in_memory
+from rollout import PROMPT, RolloutConfig, Sampler, uniform
 
 SEARCH = "<think>a</think><search>{}</search>"
 ANSWER = "<think>a</think><answer>7</answer><|end|>"
@@ -33,8 +34,6 @@ def hashed_script(seed, turns=4):
 
 
 class NoMemory:
-    vocab_size, max_rows, cache = 704, 2**31, None
-
     def prefill(self, prompts):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -255,7 +254,8 @@ def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model, capsys):
     def trees(order=range(4), sampler=Sampler, **settings):
         config = RolloutConfig(**(SMALL | settings))
         ids = [tokenizer.encode(prompts[q]) for q in order]
-        grown = grow_trees(ids, [keys[q] for q in order], sampler(model, tokenizer), EchoTools(), tokenizer, config)
+        policy, names = Policy(model, tokenizer), [keys[q] for q in order]
+        grown = grow_in_memory(policy, ids, names, sampler(model, tokenizer), EchoTools(), config)
         return {q: facts(tree) for q, tree in zip(order, grown)}
 
     expected = trees()

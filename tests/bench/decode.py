@@ -49,7 +49,8 @@ def measure(shape: str, rows: int, args, device: str) -> str:
         return now(device) - started
 
     decode(4)  # warm
-    seconds = (decode(4 + args.steps) - decode(4)) / args.steps  # what does not grow with the steps cancels
+    few, many = (min(decode(steps) for _ in range(3)) for steps in (4, 4 + args.steps))
+    seconds = (many - few) / args.steps  # what does not grow with the steps cancels
     read = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "embed_tokens" not in name)
     if model.config.tie_word_embeddings:  # the head reads them
         read += model.get_input_embeddings().weight.numel() * model.get_input_embeddings().weight.element_size()
