@@ -16,8 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from advantage import ADVANTAGES, attribute, loss_weights
@@ -41,13 +40,12 @@ class UpdateConfig:
 
 @dataclass
 class Batch:
-    """Packed trees, one in each of R rows of T tokens; the S sampled tokens of all rows are counted through."""
+    """Packed trees."""
 
-    ids: Tensor  # (R, T), padded on the right
-    positions: Tensor  # (R, T) depth in the tree
-    mask: Tensor  # (R, T, T) bool: row attends to column
-    tokens: int  # without padding
-    predict_from: Tensor  # (S,) index, in ids flattened, of the token before each sampled one on its path
+    ids: Tensor  # (T,)
+    positions: Tensor  # (T,) depth in the tree
+    mask: Tensor  # (T, T) bool: row attends to column
+    predict_from: Tensor  # (S,) index of the token before each sampled one on its path
     targets: Tensor  # (S,) the sampled tokens, each predicted from the hidden state there
     weights: Tensor  # W (S, M)
     advantages: Tensor  # A (S, M)
@@ -66,42 +64,32 @@ def tokens(tree: Tree, weights: Tensor) -> int:
     return len(tree.prompt) + sum(len(node.ids) + len(node.observation) for node in nodes)
 
 
-def flatten(piece: Piece) -> tuple[Tensor, ...]:
-    """A tree's unique tokens in one sequence: its part of the tensors of a `Batch`, in their order, not padded."""
-    tree, W, A = piece
-    ids, positions, segment, predict_from, targets, sampled = ([] for _ in range(6))
-    nodes: list[int] = []  # of each sampled token
+def pack(pieces: list[Piece], device="cpu") -> Batch:
+    """One sequence of all unique tokens; different trees do not see each other."""
+    ids, positions, segment, predict_from, targets, weights, advantages, sampled = ([] for _ in range(8))
     lineage: list[list[int]] = []  # of each segment, i.e. prompt or node: its ancestors and itself
-    last: dict[int, int] = {}  # of each node: the index of its last token
-    root = Node([], [], [], parent=PROMPT - 1, observation=tree.prompt)
-    for n, node in [(PROMPT, root)] + [(n, tree.nodes[n]) for n in kept(W)]:
-        above, start, own = last.get(node.parent), len(ids), len(node.ids)
-        depth = 0 if above is None else positions[above] + 1
-        lineage.append([*([] if above is None else lineage[segment[above]]), len(lineage)])
-        ids += node.ids + node.observation
-        positions += range(depth, depth + len(ids) - start)
-        segment += [len(lineage) - 1] * (len(ids) - start)
-        last[n] = len(ids) - 1
-        predict_from += [above, *range(start, start + own - 1)][:own]
-        targets += node.ids
-        nodes += [n] * own
-        sampled += node.logprobs
+    for tree, W, A in pieces:
+        last: dict[int, int] = {}  # of each node: the index of its last token
+        root = Node([], [], [], parent=PROMPT - 1, observation=tree.prompt)
+        for n, node in [(PROMPT, root)] + [(n, tree.nodes[n]) for n in kept(W)]:
+            above, start, own = last.get(node.parent), len(ids), len(node.ids)
+            depth = 0 if above is None else positions[above] + 1
+            lineage.append([*([] if above is None else lineage[segment[above]]), len(lineage)])
+            ids += node.ids + node.observation
+            positions += range(depth, depth + len(ids) - start)
+            segment += [len(lineage) - 1] * (len(ids) - start)
+            last[n] = len(ids) - 1
+            predict_from += [above, *range(start, start + own - 1)][:own]
+            targets += node.ids
+            weights += [W[n]] * own
+            advantages += [A[n]] * own
+            sampled += node.logprobs
     sees = torch.tensor([[s in ancestors for s in range(len(lineage))] for ancestors in map(set, lineage)])
     depth, segment = torch.tensor(positions), torch.tensor(segment)
     mask = sees[segment][:, segment] & (depth[:, None] >= depth)
-    fields = torch.tensor(ids), depth, mask, torch.tensor(predict_from), torch.tensor(targets)
-    return *fields, W[nodes], A[nodes], torch.tensor(sampled)
-
-
-def pack(pieces: list[Piece], device="cpu") -> Batch:
-    """Trees of about one size side by side, so that none attends over the tokens of another."""
-    ids, positions, masks, *per_token = zip(*map(flatten, pieces))
-    width, count = max(map(len, ids)), sum(map(len, ids))
-    itself = torch.eye(width, dtype=torch.bool)  # what padding sees: attention to nothing at all is NaN
-    mask = torch.stack([pad(mask, (0, width - len(mask)) * 2) | itself for mask in masks])
-    per_token[0] = [indices + r * width for r, indices in enumerate(per_token[0])]  # predict_from
-    rows = (pad_sequence(field, batch_first=True).to(device) for field in (ids, positions))
-    return Batch(*rows, mask.to(device), count, *(torch.cat(field).to(device) for field in per_token))
+    fields = [torch.tensor(ids), depth, mask, torch.tensor(predict_from), torch.tensor(targets)]
+    fields += [torch.stack(weights), torch.stack(advantages), torch.tensor(sampled)]
+    return Batch(*(tensor.to(device) for tensor in fields))
 
 
 def split(piece: Piece, token_budget: int) -> list[Piece]:
@@ -127,17 +115,16 @@ def make_batches(trees: list[Tree], advantages: Tensor, config: UpdateConfig, de
     descends = [tree.descends() for tree in trees]
     lengths = [torch.tensor([float(len(node.ids)) for node in tree.nodes]) @ D for tree, D in zip(trees, descends)]
     weights = loss_weights(descends, lengths, config.loss_type, config.max_completion_length)
-    pieces: list[Piece] = []
+    groups: list[list[Piece]] = []
     for tree, D, W, leaf_advantages in zip(trees, descends, weights, advantages):
-        if config.beta or leaf_advantages.any():  # else the tree's gradient is zero
-            pieces += split((tree, W, attribute(leaf_advantages, D, config.attribution)), config.token_budget)
-    pieces.sort(key=lambda piece: -tokens(*piece[:2]))
-    batches = []
-    while pieces:
-        rows = max(1, config.token_budget // tokens(*pieces[0][:2]))
-        batches.append(pack(pieces[:rows], device))
-        pieces = pieces[rows:]
-    return batches
+        if not (config.beta or leaf_advantages.any()):
+            continue  # the tree's gradient is zero
+        for part in split((tree, W, attribute(leaf_advantages, D, config.attribution)), config.token_budget):
+            if groups and sum(tokens(t, w) for t, w, _ in [*groups[-1], part]) <= config.token_budget:
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+    return [pack(group, device) for group in groups]
 
 
 def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2048) -> Tensor:
@@ -145,8 +132,8 @@ def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2
 
     Logits exist only for those tokens, `chunk` at a time, and are computed again in the backward pass.
     """
-    inputs = dict(input_ids=batch.ids, attention_mask=batch.mask[:, None], position_ids=batch.positions)
-    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    inputs = dict(input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None])
+    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
 
     def logprobs(rows: Tensor, targets: Tensor) -> Tensor:
         logits = model.get_output_embeddings()(rows).float() / temperature
@@ -203,7 +190,7 @@ def update(model, step, trees: list[Tree], advantages: Tensor, config: UpdateCon
             old = stored.get(id(batch), logprobs.detach())
             loss, sums = policy_loss(logprobs, old, batch, config, reference_logprobs)
             (loss * step.scale).backward()
-            totals.update(sums, train_tokens=batch.tokens, trained=len(batch.targets), loss=float(loss.detach()))
+            totals.update(sums, train_tokens=len(batch.ids), trained=len(batch.targets), loss=float(loss.detach()))
         totals.update(step())
     model.eval()
     for key in {"clip_fraction", "kl_sampler", "kl_reference"} & set(totals):

@@ -33,9 +33,10 @@ from arpo import Batch, token_logprobs
 from data import WORLD_SEEDS, Question, load_questions
 from data.grading import accuracy, hierarchical_reward
 from data.world import World
-from rollout import PROMPT, SAMPLING, Node, RolloutConfig, Sampler, Tree, grow_trees
+from rollout import PROMPT, Node, RolloutConfig, Sampler, Tree, grow_trees
 from sandbox import PythonSandbox
 from tools import (
+    SAMPLING,
     SYSTEM_PROMPT,
     Browse,
     Cache,
@@ -60,7 +61,7 @@ SIZES = {
     "tiny": {
         "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64,
         "max_result_tokens": 120, "top_k": 1, "window_chars": 160,
-        "lora_r": 0, "learning_rate": 5e-4, "questions_per_step": 12, "max_steps": 60, "token_budget": 1000,
+        "lora_r": 0, "learning_rate": 5e-4, "questions_per_step": 12, "max_steps": 60, "token_budget": 500,
         "sft_steps": 3000, "sft_worlds": 300, "sft_batch_tokens": 2200, "sft_learning_rate": 3e-3,
     },
     "real": {
@@ -131,7 +132,7 @@ class Policy:
     tokenizer: object
     adapter: torch.nn.Module | None = None  # the peft wrapper around `model`
     reference: torch.nn.Module | None = None  # a frozen copy, where all weights are trained
-    max_rows: int = 2**31  # sampled at once; lowered where memory runs out
+    max_rows: int = 512  # sampled at once, in whole trees; fewer where memory runs out
 
     @contextmanager
     def frozen(self):
@@ -273,7 +274,7 @@ def pick_dtype(device: str, args=None) -> torch.dtype:
 
 
 def memory_line(args) -> str:
-    """What a model and its rollouts need, and what there is; settles 4-bit weights and rows at once where left open.
+    """What there is, and what a model and its rollouts need; settles 4-bit weights where that was left open.
 
     Computed from the model's configuration; activations come on top.
     """
@@ -293,10 +294,10 @@ def memory_line(args) -> str:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * size
     row = token * (args.max_completion_length + 500)  # 500: for the prompt
-    args.max_rows = max(args.num_generations, min(args.max_rows, int((has - held) / 2 / row)))
+    args.max_rows = min(512, max(args.num_generations, int((has - held) / 2 / row)))
     return (
-        f"{has / 1e9:.1f} GB; {'4-bit ' if args.load_in_4bit else ''}weights {held / 1e9:.1f} GB, "
-        f"a trajectory's cache at most {row / 1e6:,.0f} MB, at most {args.max_rows} of them at once"
+        f"{has / 1e9:.1f} GB; {'4-bit ' if args.load_in_4bit else ''}weights {held / 1e9:.1f} GB, a trajectory's cache "
+        f"at most {row / 1e6:,.0f} MB: room for {args.max_rows} at once"
     )
 
 
@@ -316,6 +317,7 @@ def load(args) -> Policy:
             f"a folder, in {HF_HUB_CACHE} and at {ENDPOINT} ({reason})\n"
             f"without a network: hf download {name} --local-dir FOLDER where there is one, then --model FOLDER"
         ) from None
+    policy.max_rows = getattr(args, "max_rows", policy.max_rows)
     if getattr(args, "gradient_checkpointing", False):  # in the update alone: `generate` runs in eval mode
         policy.model.activation_checkpointing_enable({"use_reentrant": False})
     return policy
@@ -477,16 +479,19 @@ Scores = list[list[Score]]  # (questions, samples)
 
 
 def grow_in_memory(policy: Policy, prompts, keys, sampler: Sampler, tools, config: RolloutConfig) -> list[Tree]:
-    """`grow_trees`, once more with half as many rows at a time whenever memory runs out; the trees stay the same."""
-    while True:
-        rows = min(config.max_rows, policy.max_rows, len(prompts) * config.num_generations)
+    """`grow_trees` for some prompts at a time, and for half as many where memory runs out: the trees are the same."""
+    trees: list[Tree] = []
+    while len(trees) < len(prompts):
+        most = min(max(1, policy.max_rows // config.num_generations), len(prompts) - len(trees))
+        part = slice(len(trees), len(trees) + most)
         try:
-            return grow_trees(prompts, keys, sampler, tools, policy.tokenizer, replace(config, max_rows=rows))
+            trees += grow_trees(prompts[part], keys[part], sampler, tools, policy.tokenizer, config)
         except torch.OutOfMemoryError:
-            if rows <= config.num_generations:
+            if most == 1:
                 raise
-        policy.max_rows, sampler.cache = rows // 2, None
-        print(f"out of memory: from now on at most {policy.max_rows} rows at once", file=sys.stderr)
+            policy.max_rows, sampler.cache = most // 2 * config.num_generations, None
+            print(f"out of memory: from now on at most {policy.max_rows} rows at once", file=sys.stderr)
+    return trees
 
 
 def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, temperature: float, seed=0) -> Scores:

@@ -1,36 +1,35 @@
 """Tree rollouts: sample, observe, fork (the paper's entropy-based adaptive rollout, section 3.1).
 
-For each question N trajectories start from the prompt. After a tool result the entropy of the next
-tokens is compared with that at the trajectory's beginning; where it jumped, new paths start right after
-the result, until the tree has M leaves. What is left of the budget then starts from the prompt. Every
-tree ends with exactly M leaves; with N = M nothing forks, and this is GRPO's sampling.
+For each question N trajectories start from the prompt. After a tool result the entropy of the next tokens is
+compared with that at the trajectory's beginning; where it jumped, new paths start right after the result, until
+the tree has M leaves. What is left of the budget then starts from the prompt. Every tree ends with exactly M
+leaves; with N = M nothing forks, and this is GRPO's sampling.
 
     paper             here                              paper         here
     M, N, Z, k        num_generations, num_initial,     ΔH_t, P_t     Decision.delta, Decision.prob
                       fan_out, entropy_tokens           α, β, τ       base_prob, entropy_weight, threshold
     H_initial, H_t    initial_entropy, entropy
 
-Axis letters, in all files: Q questions, M leaves of a tree, N nodes of a tree, B rows of a batch,
-T tokens, C cached columns, V vocabulary. `Sampler` continues rows of token ids with Hugging Face
-`generate`; `Growth` is the tree algorithm and knows nothing of models. Left out: beam search.
+Axis letters, in all files: Q questions, M leaves of a tree, N nodes of a tree, B rows of a batch, T tokens,
+C cached columns, V vocabulary. `Sampler` continues rows of token ids with Hugging Face `generate`; `Growth` is
+the tree algorithm and knows nothing of models. Left out: beam search.
 """
 
 import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from os.path import commonprefix
-from threading import Lock
 from typing import Literal
 
 import torch
 from torch.nn.functional import pad
-from transformers import Cache, DynamicLayer, GenerationConfig, LogitsProcessor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
-from tools import CLOSING_TAGS, ToolCall, ToolResult, begin_call, encode_result, may_close, parse_limits
+from tools import CLOSING_TAGS, SAMPLING, ToolCall, ToolResult, begin_call, encode_result, may_close, parse_limits
 
 PROMPT = -1  # the parent of a tree's first nodes
-SAMPLING = Lock()  # held while rows are sampled; in between, a tool may use the model
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,12 @@ class RolloutConfig:
     max_tool_calls: int = 6  # of a trajectory
     tool_limits: str = ""  # of a trajectory by tool, such as "search=3,python=5"
     wave_quorum: float = 1.0  # share of the rows that must have stopped to end a call of generate
-    max_rows: int = 512  # trajectories sampled at once, in whole trees
 
     def __post_init__(self):
         parse_limits(self.tool_limits)
-        n, m = self.num_initial, self.num_generations
-        if not 1 <= n <= m:
+        if not 1 <= (n := self.num_initial) <= (m := self.num_generations):
             raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), found {n}")
-        lengths = "max_completion_length", "max_turn_tokens", "max_result_tokens"
-        for name in ("fan_out", "entropy_tokens", "max_rows", *lengths):
+        for name in ("fan_out", "entropy_tokens", "max_completion_length", "max_turn_tokens", "max_result_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
@@ -159,9 +155,9 @@ def uniform(key: str, position: int) -> float:
 class _Step(LogitsProcessor):
     """One decoding step of B rows: notes entropies, draws tokens, and stops rows.
 
-    It sees the raw logits (B, V) and draws by inverse CDF from each row's own randomness; all other tokens
-    get -inf, so that `generate`, decoding greedily, takes the drawn one. A closing tag may be several tokens
-    and may end inside one: only rows that drew a token which may complete it are decoded.
+    It sees the raw logits (B, V) and draws by inverse CDF from each row's own randomness; all other tokens get -inf,
+    so that `generate`, decoding greedily, takes the drawn one. A closing tag may be several tokens and may end inside
+    one: only rows that drew a token which may complete it are decoded.
     """
 
     def __init__(self, sampler: "Sampler", rows: list[Path], quorum: float, on_stop):
@@ -173,15 +169,12 @@ class _Step(LogitsProcessor):
 
     def __call__(self, input_ids, logits):
         logp, temperature = logits.float().log_softmax(-1), self.sampler.temperature
-        probs = logp.exp()
-        self.entropies.append(-(probs * logp).nan_to_num().sum(-1))
+        self.entropies.append(-(logp.exp() * logp).nan_to_num().sum(-1))
         if temperature == 0:
             tokens = logp.argmax(-1, keepdim=True)
         else:
-            if temperature != 1:
-                logp = (logits.float() / temperature).log_softmax(-1)
-                probs = logp.exp()
-            cdf, step = probs.double().cumsum(-1), len(self.logprobs)
+            logp = logp if temperature == 1 else (logits.float() / temperature).log_softmax(-1)
+            cdf, step = logp.double().exp().cumsum(-1), len(self.logprobs)
             u = torch.tensor([[uniform(row.key, len(row.ids) + step)] for row in self.rows], dtype=torch.double)
             tokens = torch.searchsorted(cdf, u.to(cdf.device) * cdf[:, -1:], right=True)
         self.logprobs.append(logp.gather(-1, tokens).squeeze(-1))
@@ -211,39 +204,14 @@ class _Step(LogitsProcessor):
         return "call" if any(text.count(tag) > before.count(tag) for tag in CLOSING_TAGS) else ""
 
 
-class Tape(DynamicLayer):
-    """A layer's cached keys and values (B, heads, C, width), with room for columns to come.
-
-    Appending copies the new columns alone; a `DynamicLayer` copies all of them at every step.
-    """
-
-    def put(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Takes the place of all that was cached."""
-        self.is_initialized, self.room = True, [pad(block, (0, 0, 0, 64)) for block in (keys, values)]
-        self.keys, self.values = (block[:, :, : keys.shape[2]] for block in self.room)
-
-    def update(self, keys, values, *args, **kwargs):
-        start = self.get_seq_length()
-        end = start + keys.shape[2]
-        if not start:
-            self.put(keys, values)
-        elif end > self.room[0].shape[2]:
-            self.put(torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2))
-        else:
-            self.room[0][:, :, start:end], self.room[1][:, :, start:end] = keys, values
-            self.keys, self.values = (block[:, :, :end] for block in self.room)
-        return self.keys, self.values
-
-
 class Sampler:
     """Continues rows of token ids with `generate`, feeding only what the KV cache lacks.
 
-    After a call the cache holds that call's B rows. A row of the next call names one of them as its
-    source and shares a prefix with it. Whether it goes on, got a tool result, or is a fork: its cached
-    prefix is gathered out of the source's columns, and the rest is fed. (Keys carry their positions, so
-    columns may move.) `counts`: prefilled (prompt and result tokens fed for the first time), refed (fed
-    again because a row needs a last token to sample from), decoded (sampled tokens), holes (columns fed
-    for nothing: padding, and rows that had stopped already).
+    After a call the cache holds that call's B rows. A row of the next call names one of them as its source and shares
+    a prefix with it. Whether it goes on, got a tool result, or is a fork: its cached prefix is gathered out of the
+    source's columns (keys carry their positions, so columns may move), and the rest is fed. `counts`: prefilled
+    (prompt and result tokens fed for the first time), refed (fed again because a row needs a last token to sample
+    from), decoded (sampled tokens), holes (columns fed for nothing: padding, and rows that had stopped already).
     """
 
     def __init__(self, model, tokenizer, temperature: float = 1.0):
@@ -259,7 +227,7 @@ class Sampler:
         self.counts: Counter = Counter()
 
     @torch.no_grad()
-    def _forward(self, rows: list[list[int]], mask: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _forward(self, rows: list[list[int]], mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Appends rows of ids, right-aligned, to a cache with its mask (B, C); returns the mask of both."""
         width = max(map(len, rows))
         ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=mask.device)
@@ -272,7 +240,7 @@ class Sampler:
 
     def prefill(self, prompts: list[list[int]]) -> None:
         """Feeds each prompt once; prompt q is then row q."""
-        self.cache, self.ids = Cache(layer_class_to_replicate=Tape), prompts
+        self.cache, self.ids = DynamicCache(), prompts
         nothing = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.model.device)
         self.mask = self._forward(prompts, nothing, self.cache)  # True at each row's real columns of the cache (B, C)
         self.counts["prefilled"] += sum(map(len, prompts))
@@ -291,24 +259,23 @@ class Sampler:
         place = torch.arange(-max(kept), 0, device=columns.device) + torch.tensor(kept, device=columns.device)[:, None]
         index = columns.gather(1, place.clamp(min=0))  # (B, C), right-aligned
         for layer in self.cache.layers:
-            layer.put(*(block[sources[:, None], :, index].transpose(1, 2) for block in (layer.keys, layer.values)))
+            layer.keys = layer.keys[sources[:, None], :, index].transpose(1, 2)
+            layer.values = layer.values[sources[:, None], :, index].transpose(1, 2)
         self.mask = place >= 0
         return [row.ids[n:] for row, n in zip(rows, kept)]
 
     def _feed(self, pending: list[list[int]]) -> None:
         """Feeds what each row lacks but for its last token, from which `generate` goes on.
 
-        Rows that lack about as much are fed together: one that read a short result is not padded to a long one.
+        Rows that lack about as much go together, so that one that read a short result is not padded to a long one.
         """
         lengths, cached = [len(ids) - 1 for ids in pending], self.mask.shape[1]
         self.mask = pad(self.mask, (0, max(lengths)))
         for layer in self.cache.layers:
-            layer.put(*(pad(block, (0, 0, 0, max(lengths))) for block in (layer.keys, layer.values)))
-        waiting = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
-        while waiting:
-            group = [i for i in waiting if 2 * lengths[i] >= lengths[waiting[0]]]
-            waiting = waiting[len(group) :]
-            cache, width = Cache(layer_class_to_replicate=Tape), max(lengths[i] for i in group)
+            layer.keys, layer.values = (pad(block, (0, 0, 0, max(lengths))) for block in (layer.keys, layer.values))
+        lacking = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: lengths[i])
+        for group in (list(group) for _, group in groupby(lacking, key=lambda i: lengths[i].bit_length())):
+            cache, width = DynamicCache(), lengths[group[-1]]
             for n, layer in enumerate(self.cache.layers):
                 cache.update(layer.keys[group, :, :cached], layer.values[group, :, :cached], n)
             mask = self._forward([pending[i][:-1] for i in group], self.mask[group, :cached], cache)
@@ -324,14 +291,11 @@ class Sampler:
         tape = torch.full(self.mask.shape, self.pad, device=self.mask.device)  # `generate` feeds what is not cached:
         tape[:, -1] = torch.tensor([row.ids[-1] for row in rows])  # the last column
         step, limit = _Step(self, rows, quorum, on_stop), max(row.limit for row in rows)
-        out = self.model.generate(
-            input_ids=tape,
-            attention_mask=self.mask.long(),
-            past_key_values=self.cache,
-            logits_processor=[step],
-            stopping_criteria=[lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], step.finished(), dtype=torch.bool)],
-            generation_config=GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=self.pad),
-        )
+        stop = lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], step.finished(), dtype=torch.bool)
+        settings = GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=self.pad)
+        inputs = dict(input_ids=tape, attention_mask=self.mask.long(), past_key_values=self.cache)
+        more = dict(logits_processor=[step], stopping_criteria=[stop], generation_config=settings)
+        out = self.model.generate(**inputs, **more)
         steps = out.shape[1] - tape.shape[1]
         if self.cache.get_seq_length() != out.shape[1] - 1:  # a cache that ended elsewhere was fed twice, silently
             raise RuntimeError(f"the cache holds {self.cache.get_seq_length()} columns, expected {out.shape[1] - 1}")
@@ -347,11 +311,8 @@ class Sampler:
 
 
 class Growth:
-    """One tree while it grows.
-
-    Its waves are logical: a path's turns are numbered, and a wave is decided when no path has a turn
-    of it left to finish. Nothing here depends on the clock or on other trees, so the tree does not.
-    """
+    """One tree while it grows. Its waves are logical: a path's turns are numbered, and a wave is decided when no path
+    has a turn of it left to finish. Nothing here depends on the clock or on other trees, so the tree does not."""
 
     def __init__(self, prompt: list[int], key: str, source: int, config: RolloutConfig, vocab_size: int):
         self.tree, self.key, self.config = Tree(prompt), key, config
@@ -465,11 +426,6 @@ def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig) 
     `keys` (Q strings) name the randomness: the same prompt, key and weights give the same tree, however
     many trees are grown together. `tools` has `submit(call) -> Future[ToolResult]`.
     """
-    together = max(1, config.max_rows // config.num_generations)
-    if len(prompts) > together:
-        rest = sampler, tools, tokenizer, config
-        first = grow_trees(prompts[:together], keys[:together], *rest)
-        return first + grow_trees(prompts[together:], keys[together:], *rest)
     sampler.prefill(prompts)
     growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(zip(prompts, keys))]
     while places := [(growth, path) for growth in growths for path in growth.rows()]:

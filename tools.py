@@ -67,6 +67,7 @@ Example:
 <think>Twice 120.</think><python>2 * 120</python><result>240</result>\
 <think>The computation gives the answer.</think><answer>240</answer>"""
 
+SAMPLING = threading.Lock()  # held while the policy samples; in between, a tool may use the model
 LIMIT_TEXT = "No tool calls are left. This call was not run. Give your answer now."
 
 

@@ -69,8 +69,5 @@ def test_ablations_grow_the_same_trees_and_have_the_same_gradient(monkeypatch):
 def test_the_projects_arm_of_the_comparison_runs(monkeypatch):
     import trl_step
 
-    import arpo
-
-    monkeypatch.setattr(arpo, "token_logprobs", arpo.token_logprobs)  # the arm counts its calls: put it back
     (row,) = one_step(monkeypatch, trl_step, lambda: trl_step.serve_ours(trl_step.settings(SMALL, "arpo")))
-    assert row["leaves"] == 8 and row["train_columns"] >= row["train_tokens"] >= row["trained"] > 0
+    assert row["leaves"] == 8 and row["train_tokens"] >= row["trained"] > 0

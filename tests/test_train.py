@@ -287,9 +287,9 @@ def test_every_method_runs_a_step(run, tmp_path, algo):
 def test_lora_and_reload(tmp_path):
     """The adapter's own base is the reference, and a saved adapter brings its base along."""
     policy = load_policy(str(TINY), lora_r=4)
-    causal, ones = torch.ones(1, 4, 4).tril().bool(), torch.ones(3, 1)
-    ids, positions, before, targets = map(torch.tensor, ([[5, 40, 41, 42]], [[0, 1, 2, 3]], [0, 1, 2], [40, 41, 42]))
-    batch = Batch(ids, positions, causal, 4, before, targets, ones, ones, torch.zeros(3))
+    causal, ones = torch.ones(4, 4).tril().bool(), torch.ones(3, 1)
+    ids, positions, before, targets = map(torch.tensor, ([5, 40, 41, 42], [0, 1, 2, 3], [0, 1, 2], [40, 41, 42]))
+    batch = Batch(ids, positions, causal, before, targets, ones, ones, torch.zeros(3))
     before = token_logprobs(policy.model, batch).detach()
     for name, parameter in policy.model.named_parameters():
         assert parameter.requires_grad == ("lora" in name)

@@ -251,10 +251,10 @@ def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model, capsys):
     prompts = ["the town is", "the river of the mayor", "old", "the long river is old and the town"]
     keys = [f"seed0/step1/{q}" for q in range(4)]
 
-    def trees(order=range(4), sampler=Sampler, **settings):
+    def trees(order=range(4), sampler=Sampler, max_rows=512, **settings):
         config = RolloutConfig(**(SMALL | settings))
         ids = [tokenizer.encode(prompts[q]) for q in order]
-        policy, names = Policy(model, tokenizer), [keys[q] for q in order]
+        policy, names = Policy(model, tokenizer, max_rows=max_rows), [keys[q] for q in order]
         grown = grow_in_memory(policy, ids, names, sampler(model, tokenizer), EchoTools(), config)
         return {q: facts(tree) for q, tree in zip(order, grown)}
 

@@ -125,7 +125,6 @@ def web_of(server, sandbox, seconds=0.6):
     return Web(Cache(), sandbox, seconds, delay=0.0, trusted={server.netloc})
 
 
-
 ENDLESS = (b"x" * 65536 for _ in iter(int, 1))
 HOSTILE = {  # path -> (answer, outcome or None for any, part of the text)
     "/loop": (moved("/loop"), "error", "redirects too often"),
@@ -223,8 +222,11 @@ PRIVATE = """127.0.0.1 localhost 127.1 2130706433 0x7f000001 0x7f.1 0177.0.0.1 0
 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 192.0.0.1 198.18.0.1 224.0.0.1 240.0.0.1 255.255.255.255 [::1] [::]
 [::127.0.0.1] [::ffff:127.0.0.1] [::ffff:7f00:1] [64:ff9b::7f00:1] [2002:7f00:1::] [2001:0:7f00:1::1] [fe80::1]
 [fc00::1] [fec0::1] [ff02::1] [2001:db8::1] １２７.0.0.1 127。0。0。1""".split()
-ODD = """town/7 ftp://example.com/ http:// http:///x http://a@example.com/ http://127.0.0.1\\@example.com/ http://[::1/
-http://example.com:22/ http://example.com:99999/ javascript:alert(1)""".split() + ["", "http://" + "a" * 300]
+ODD = (
+    """town/7 ftp://example.com/ http:// http:///x http://a@example.com/ http://127.0.0.1\\@example.com/ http://[::1/
+http://example.com:22/ http://example.com:99999/ javascript:alert(1)""".split()
+    + ["", "http://" + "a" * 300]
+)
 
 
 @pytest.mark.parametrize("address", [f"http://{host}/" for host in PRIVATE] + ODD)

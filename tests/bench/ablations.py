@@ -44,7 +44,7 @@ class Forgetful(Sampler):
         """A row that forgets gets an empty row of the cache for its source."""
         self.mask = torch.cat([self.mask, torch.zeros_like(self.mask[:1])])
         for layer in self.cache.layers:
-            layer.put(*(torch.cat([x, torch.zeros_like(x[:1])]) for x in (layer.keys, layer.values)))
+            layer.keys, layer.values = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (layer.keys, layer.values))
         self.ids = [*self.ids, []]
         fed = [self._without_cache(path) if self.forgets(path) else path for path in rows]
         self.last = frozenset(rows)
@@ -105,13 +105,13 @@ def packed(model, trees, advantages, config, logprobs_of=token_logprobs) -> int:
     for batch in batches:
         logprobs = logprobs_of(model, batch)
         policy_loss(logprobs, logprobs.detach(), batch, config)[0].backward()
-    return sum(batch.ids.numel() for batch in batches)
+    return sum(len(batch.ids) for batch in batches)
 
 
 def logits_everywhere(model, batch):
     """Log-probabilities from the logits (T, V) of all tokens, kept for the backward pass."""
-    inputs = dict(input_ids=batch.ids, attention_mask=batch.mask[:, None], position_ids=batch.positions)
-    logp = model(**inputs, use_cache=False).logits.flatten(0, 1).float().log_softmax(-1)
+    inputs = dict(input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None])
+    logp = model(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
     return logp[batch.predict_from, batch.targets]
 
 

@@ -58,7 +58,6 @@ def questions_of(step: int, args, questions: list) -> list:
 def serve_ours(args) -> None:
     import torch
 
-    import arpo
     from advantage import ADVANTAGES
     from arpo import UpdateConfig, update
     from eval import load, load_task, pick
@@ -72,12 +71,9 @@ def serve_ours(args) -> None:
     weights = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
     stepper = Stepper(policy.model, optimizer, args.max_grad_norm)
-    columns, plain = [], arpo.token_logprobs
-    arpo.token_logprobs = lambda model, batch, *rest: columns.append(batch.ids.numel()) or plain(model, batch, *rest)
     channel = Channel()
     while True:
         step = channel.receive()
-        columns.clear()
         sampler.counts.clear()
         task.tools.counts.clear()
         questions = questions_of(step, args, task.questions)
@@ -94,7 +90,7 @@ def serve_ours(args) -> None:
                 "holes": sampler.counts["holes"],
                 "calls": task.tools.counts.total(),
                 "train_tokens": sums["train_tokens"],
-                "train_columns": sum(columns),
+                "train_columns": sums["train_tokens"],
                 "trained": sums["trained"],
             }
         )
