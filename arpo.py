@@ -1,8 +1,8 @@
 """The update: pack trees into tensors, take log-probabilities, form the loss, step.
 
-A tree is packed into one sequence of its unique tokens: positions are depths, and a token attends to its
-ancestors alone, so one forward pass serves all leaves and a shared token is computed once. With
-r_t = π_θ / π_old, and the advantages A and weights W of `advantage.py`, the loss is
+A tree is packed into one sequence of its unique tokens: positions are depths, and a token attends to its ancestors
+alone, so one forward pass serves all leaves and a shared token is computed once. With r_t = π_θ / π_old, and the
+advantages A and weights W of `advantage.py`, the loss is
 
     - Σ_t Σ_m W[t, m] · min(r_t A[t, m], clip(r_t, 1 - ε, 1 + ε_high) A[t, m])  +  β_KL Σ_t Σ_m W[t, m] KL_t
 
@@ -93,10 +93,8 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
 
 
 def split(piece: Piece, token_budget: int) -> list[Piece]:
-    """The tree in parts within the budget, leaf by leaf; shared prefixes are computed once in each part.
-
-    A part has weight 0 for the other parts' leaves, so that the parts' gradients add up to the tree's.
-    """
+    """The tree in parts within the budget, leaf by leaf; a shared prefix is computed once in each. A part has weight 0
+    for the other parts' leaves, so that the parts' gradients add up to the tree's."""
     tree, W, A = piece
     parts: list[Piece] = []
     for column in (W * leaf for leaf in torch.eye(W.shape[1])):
@@ -108,10 +106,8 @@ def split(piece: Piece, token_budget: int) -> list[Piece]:
 
 
 def make_batches(trees: list[Tree], advantages: Tensor, config: UpdateConfig, device="cpu") -> list[Batch]:
-    """The micro-batches of one optimizer step over trees with leaf advantages (Q, M).
-
-    Weights are fixed before anything is split or left out, so neither changes the gradient.
-    """
+    """The micro-batches of an optimizer step over trees with leaf advantages (Q, M). Weights are fixed before anything
+    is split or left out, so neither changes the gradient."""
     descends = [tree.descends() for tree in trees]
     lengths = [torch.tensor([float(len(node.ids)) for node in tree.nodes]) @ D for tree, D in zip(trees, descends)]
     weights = loss_weights(descends, lengths, config.loss_type, config.max_completion_length)
@@ -155,10 +151,8 @@ def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfi
     ratio = (logprobs - old).exp()[:, None]  # (S, 1), the same for every leaf
     clipped = ratio.clamp(1 - config.epsilon, 1 + config.epsilon_high)
     loss = -(W * torch.min(ratio * A, clipped * A)).sum()
-    sums = {
-        "clip_fraction": float(((clipped * A < ratio * A) & (W > 0)).any(-1).sum()),
-        "kl_sampler": float(k3(old, batch.sampler_logprobs).sum()),
-    }
+    bites = ((clipped * A < ratio * A) & (W > 0)).any(-1)
+    sums = {"clip_fraction": float(bites.sum()), "kl_sampler": float(k3(old, batch.sampler_logprobs).sum())}
     if reference is not None:
         kl = k3(reference, logprobs)
         loss = loss + config.beta * (W.sum(-1) * kl).sum()
@@ -169,10 +163,9 @@ def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfi
 def update(model, step, trees: list[Tree], advantages: Tensor, config: UpdateConfig, reference=None, share=slice(None)):
     """Trains on trees with leaf advantages (Q, M); returns metrics.
 
-    `step()` ends a minibatch, whose gradient has then been summed, and returns metrics to be added up.
-    `reference` maps a batch to the reference's log-probs (S,), or is None. `share` picks the micro-batches
-    of this process. π_old is this forward pass's own policy before the first optimizer step; it is computed
-    ahead only where a later step needs it.
+    `step()` ends a minibatch, whose gradient has then been summed, and returns metrics to be added up. `reference`
+    maps a batch to the reference's log-probs (S,), or is None. `share` picks the micro-batches of this process. π_old
+    is this forward pass's own policy before the first optimizer step, computed ahead only where a later step needs it.
     """
     model.train()
     parts = config.num_minibatches
@@ -185,10 +178,8 @@ def update(model, step, trees: list[Tree], advantages: Tensor, config: UpdateCon
     for batches in passes * config.num_iterations:
         for batch in batches:
             logprobs = token_logprobs(model, batch, config.temperature)
-            with torch.no_grad():
-                reference_logprobs = reference(batch) if reference else None
             old = stored.get(id(batch), logprobs.detach())
-            loss, sums = policy_loss(logprobs, old, batch, config, reference_logprobs)
+            loss, sums = policy_loss(logprobs, old, batch, config, reference and reference(batch).detach())
             (loss * step.scale).backward()
             totals.update(sums, train_tokens=len(batch.ids), trained=len(batch.targets), loss=float(loss.detach()))
         totals.update(step())

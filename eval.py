@@ -167,6 +167,7 @@ class Policy:
             out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
+    @torch.no_grad()
     def reference_logprobs(self, batch: Batch, temperature: float) -> Tensor:
         with self.frozen() as model:
             return token_logprobs(model, batch, temperature)

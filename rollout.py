@@ -162,8 +162,7 @@ class _Step(LogitsProcessor):
 
     def __init__(self, sampler: "Sampler", rows: list[Path], quorum: float, on_stop):
         self.sampler, self.rows, self.on_stop = sampler, rows, on_stop
-        self.samples = [Sample() for _ in rows]
-        self.done = [row.limit == 0 for row in rows]
+        self.samples, self.done = [Sample() for _ in rows], [row.limit == 0 for row in rows]
         self.enough = len(rows) - math.floor((1 - quorum) * self.done.count(False))
         self.logprobs, self.entropies = [], []  # a tensor (B,) a step
 
@@ -305,8 +304,7 @@ class Sampler:
         lengths = torch.tensor([len(sample.ids) for sample in step.samples], device=out.device)
         self.mask = torch.cat([self.mask, torch.arange(steps - 1, device=out.device) < lengths[:, None]], dim=1)
         self.ids = [row.ids + sample.ids for row, sample in zip(rows, step.samples)]
-        self.counts["decoded"] += int(lengths.sum())
-        self.counts["holes"] += steps * len(rows) - int(lengths.sum())
+        self.counts.update(decoded=int(lengths.sum()), holes=steps * len(rows) - int(lengths.sum()))
         return step.samples
 
 
@@ -421,10 +419,10 @@ class Growth:
 
 
 def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig) -> list[Tree]:
-    """Grows a tree of exactly M leaves for each of Q prompts (lists of ids).
+    """Grows a tree of exactly M leaves for each of Q prompts (lists of ids), all of them at once.
 
-    `keys` (Q strings) name the randomness: the same prompt, key and weights give the same tree, however
-    many trees are grown together. `tools` has `submit(call) -> Future[ToolResult]`.
+    `keys` (Q strings) name the randomness: the same prompt, key and weights give the same tree, however many trees
+    are grown together. `tools` has `submit(call) -> Future[ToolResult]`.
     """
     sampler.prefill(prompts)
     growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(zip(prompts, keys))]

@@ -32,13 +32,13 @@ from train import grow_and_score
 # ---------------------------------------------------------------------------------- the sampler without an idea
 
 
-class Forgetful(Sampler):
-    """Feeds some rows from their first token on, as if nothing of them were cached."""
+class NoCache(Sampler):
+    """Feeds rows from their first token on, as if nothing were cached between two calls, as in TRL's loop."""
 
     last: frozenset = frozenset()  # the paths of the last call
 
     def forgets(self, path) -> bool:
-        raise NotImplementedError
+        return True
 
     def _gather(self, rows):
         """A row that forgets gets an empty row of the cache for its source."""
@@ -55,14 +55,7 @@ class Forgetful(Sampler):
         return replace(path, source=len(self.ids) - 1, ids=ids)
 
 
-class NoCache(Forgetful):
-    """Nothing is cached between two calls of `generate`, as in TRL's loop."""
-
-    def forgets(self, path):
-        return True
-
-
-class NoForkCache(Forgetful):
+class NoForkCache(NoCache):
     """A path keeps its own cache from turn to turn; a new one, from a fork or from the prompt, starts with none."""
 
     def forgets(self, path):
