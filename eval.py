@@ -85,7 +85,8 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def parse_args(self, argv):
-        underscored = [re.sub(r"^--[\w-]+", lambda m: "--" + m.group()[2:].replace("-", "_"), arg) for arg in argv]
+        spelled = lambda m: f"--{'no-' * bool(m[1])}{m[2].replace('-', '_')}"
+        underscored = [re.sub(r"^--(no[-_])?([\w-]+)", spelled, arg) for arg in argv]
         return super().parse_args(underscored)
 
     def add_flags(self, config: type) -> None:

@@ -71,3 +71,12 @@ def test_the_projects_arm_of_the_comparison_runs(monkeypatch):
 
     (row,) = one_step(monkeypatch, trl_step, lambda: trl_step.serve_ours(trl_step.settings(SMALL, "arpo")))
     assert row["leaves"] == 8 and row["train_tokens"] >= row["trained"] > 0
+
+
+def test_growth_is_measured(monkeypatch):
+    import growth
+
+    flat, tree = (
+        one_step(monkeypatch, growth, lambda: growth.serve("leaves", shape)) for shape in list(growth.SHAPES)[:2]
+    )
+    assert flat[0]["tokens"] == 968 > tree[0]["tokens"]  # fed, sampled and trained tokens of 8 leaves of 4 turns

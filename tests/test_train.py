@@ -101,6 +101,9 @@ def test_flags_over_method_over_model(monkeypatch):
     assert flags("--algo", "random").shuffle_entropy and not flags().shuffle_entropy
     assert flags("--algo", "reinforce++").advantage == "batch"
     assert flags("--algo", "dr_grpo").loss_type == "dr_grpo"
+    for spelling in ("--no-browse", "--no_browse"):
+        assert not flags(spelling).browse
+    assert flags("--no-load-in-4bit", "--model", "Qwen2.5-1.5B").load_in_4bit is False
     deep = flags("--preset", "deep-search", "--model", "Qwen3-8B", "--top_k", "5")
     assert (deep.num_generations, deep.num_initial, deep.max_tool_calls, deep.top_k) == (12, 6, 6, 5)
     assert flags("--preset", "deep-search", "--algo", "grpo").num_initial == 12
@@ -349,9 +352,12 @@ def test_a_merged_run_is_a_plain_model(run, tmp_path):
         assert torch.allclose(merged(ids).logits, own, atol=1e-4)
 
 
-def test_4bit_runs_two_steps(run, tmp_path):
-    run(train.main, *f"--max_steps 2 --lora_r 4 --load_in_4bit --output_dir {tmp_path} {QUICK}".split(), table=False)
-    assert all(row["grad_norm"] >= 0 for row in metrics_of(tmp_path)[1:])
+@pytest.mark.parametrize("bits", ["", "--load_in_4bit"])
+def test_lora_runs_two_steps(run, tmp_path, bits):
+    """Guards, in 4-bit: weights that some processors repack for sampling, and that then have no gradient."""
+    run(train.main, *f"--max_steps 2 --lora_r 4 {bits} --output_dir {tmp_path} {QUICK}".split(), table=False)
+    rows = metrics_of(tmp_path)[1:]
+    assert sum(row["grad_norm"] for row in rows) > 0 and all(row["skipped"] == 0 for row in rows)
 
 
 def test_a_step_without_holes_still_reports_them(run, tmp_path):
