@@ -810,11 +810,12 @@ def rl_command(args, sandbox: PythonSandbox) -> None:
     counts = ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items())
     print(f"tokens: {counts}\ntool calls in training\n{train.tools.report()}")
     with policy.frozen() as model:
-        rows = judge("SFT only", Policy(model, policy.tokenizer), test, args)
-    device, dtype = str(policy.model.device), policy.model.dtype
+        rows = judge("SFT only", Policy(model, policy.tokenizer, max_rows=policy.max_rows), test, args)
+    device, dtype, args.max_rows = str(policy.model.device), policy.model.dtype, policy.max_rows
     lend(test, None, args)
     del policy, model  # two models at once may be more than the memory holds
     best = load_policy(str(run.folder), 0, args.load_in_4bit, device, dtype)
+    best.max_rows = args.max_rows
     table = report(rows | judge(args.algo, best, lend(test, best, args), args), test, args)
     (run.folder / "table.txt").write_text(table + "\n")
     print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
