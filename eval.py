@@ -46,6 +46,7 @@ from tools import (
     Toolbox,
     ToolCall,
     Web,
+    WebError,
     WebSearch,
     ask_endpoint,
     index_corpus,
@@ -71,6 +72,17 @@ SIZES = {
 }  # fmt: skip
 
 
+# The least that numbers on the command line may be.
+LEAST = dict.fromkeys(
+    "temperature max_tool_calls epsilon epsilon_high beta learning_rate lora_r threads warmup_steps max_resamples "
+    "overlong_buffer weight_decay wave_quorum".split(), 0
+) | dict.fromkeys(
+    "num_initial num_generations max_steps questions_per_step num_iterations num_minibatches token_budget eval_steps "
+    "eval_questions test_questions save_steps save_trees_steps save_total_limit sft_steps sft_worlds sft_each "
+    "sft_batch_tokens count samples top_k snippet_chars window_chars python_seconds width".split(), 1
+)  # fmt: skip
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Errors in one line; hyphens in flags are as good as underscores."""
 
@@ -85,9 +97,16 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def parse_args(self, argv):
-        spelled = lambda m: f"--{'no-' * bool(m[1])}{m[2].replace('-', '_')}"
-        underscored = [re.sub(r"^--(no[-_])?([\w-]+)", spelled, arg) for arg in argv]
-        return super().parse_args(underscored)
+        args = super().parse_args([re.sub(r"^--[\w-]+", self._spelled, arg) for arg in argv])
+        for name, least in LEAST.items():
+            if (value := getattr(args, name, least)) < least:
+                self.error(f"--{name}: expected at least {least}, found {value}")
+        return args
+
+    def _spelled(self, flag: re.Match) -> str:
+        name = flag.group()[2:].replace("-", "_")
+        off = f"--no-{name[3:]}"
+        return off if name.startswith("no_") and off in self._option_string_actions else f"--{name}"
 
     def add_flags(self, config: type) -> None:
         """A flag for each field of a dataclass; the comment beside the field is its help."""
@@ -354,8 +373,7 @@ class ToolConfig:
 def load_tools(args, split: str, sandbox: PythonSandbox) -> Toolbox:
     """Python, and where there is something to search, search and browser; each has been tried once."""
     tools, pages = {"python": Python(sandbox)}, None
-    where = args.search or ("world" if args.data == "world" else "none")
-    web_cache = open_cache(args)
+    where, web_cache = place_of_search(args), open_cache(args)
     if where == "world":
         world = load_world(split)
         tools["search"], pages = Search(world.passages, args.top_k, args.snippet_chars), world.pages
@@ -369,9 +387,19 @@ def load_tools(args, split: str, sandbox: PythonSandbox) -> Toolbox:
         if args.reader not in ("", "base"):  # that one is lent when there is a policy
             ask = partial(ask_endpoint, args.reader, args.reader_model)
             tools["browse"].reader = Reader(args.reader_model, ask, web_cache)
+            try:
+                ask("Say yes.")
+            except WebError as error:
+                raise OSError(f"--reader {args.reader} --reader_model {args.reader_model!r}: {error}") from None
     toolbox = Toolbox(tools)
     toolbox.check()
     return toolbox
+
+
+def place_of_search(args) -> str:
+    """Where search looks: what --search says, or the world where its questions are among the data."""
+    sources = [part.partition("=")[0] for part in args.data.split(",")]
+    return args.search or ("world" if "world" in sources else "none")
 
 
 def open_cache(args) -> Cache:
@@ -606,7 +634,7 @@ def draw_tree(tree: Tree, tokenizer, rewards=None, advantages=None, width: int =
                 verdict = f"{d.new_paths} new" if d.new_paths else "no fork"
                 seen = f"H_t {d.entropy:.2f}  H_initial {d.initial_entropy:.2f}  ΔH {d.delta:+.3f}"
                 why = f"P {d.prob:.3f} {'>' if d.prob > d.bar else '≤'} {d.bar:.3f}"
-                why += ", no budget left" if d.prob > d.bar and not d.new_paths else ""
+                why += ", but no budget is left" if d.prob > d.bar and not d.new_paths else ""
                 lines.append(f"{inner}⑂ {verdict}: {seen}  {why}")
             if n in leaf_number:
                 m = leaf_number[n]

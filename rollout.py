@@ -42,7 +42,7 @@ class RolloutConfig:
     entropy_weight: float = 0.2  # β
     threshold: float = 0.5  # τ
     branch_rule: Literal["threshold", "coin"] = "threshold"  # P > τ; or with probability P, as the released code
-    entropy_timing: Literal["after", "before"] = "after"  # the tool result; or before it, as the released code
+    entropy_timing: Literal["after", "before"] = "after"  # measure after the tool result; or before, as released
     entropy_norm: Literal["log_vocab", "vocab"] = "log_vocab"  # ΔH over ln V; or over V, as the paper prints
     fork_at: Literal["result", "probe"] = "result"  # right after the result; or after the k measured tokens
     shuffle_entropy: bool = False  # control: ΔH permuted among a wave's candidates
@@ -56,7 +56,7 @@ class RolloutConfig:
 
     def __post_init__(self):
         parse_limits(self.tool_limits)
-        if not 1 <= (n := self.num_initial) <= (m := self.num_generations):
+        if (n := self.num_initial) > (m := self.num_generations) or n < 1:
             raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), found {n}")
         for name in ("fan_out", "entropy_tokens", "max_completion_length", "max_turn_tokens", "max_result_tokens"):
             if getattr(self, name) < 1:
@@ -79,7 +79,7 @@ class Decision:
 
     entropy: float  # H_t, nats
     initial_entropy: float  # H_initial, nats
-    delta: float  # ΔH_t, normalised
+    delta: float  # ΔH_t, normalised; under shuffle_entropy that of another candidate
     prob: float  # P_t
     bar: float  # what P_t had to exceed: τ, or the coin
     wave: int

@@ -228,7 +228,8 @@ def _read_corpus(corpus: str | Path):
                 entry = json.loads(line)
                 yield entry["title"], entry["text"], str(entry.get("address", number))
             except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f"{corpus}, line {number}: expected title and text as JSON ({error!r})") from None
+                found = f"found {line.strip()!r:.60} ({error!r})"
+                raise ValueError(f"{corpus}, line {number}: expected title and text as JSON, {found}") from None
 
 
 def index_corpus(corpus: str | Path) -> Path:
@@ -236,9 +237,12 @@ def index_corpus(corpus: str | Path) -> Path:
     target = Path(corpus).with_suffix(".db")
     unfinished = target.with_suffix(".unfinished")  # renamed when complete: a killed command leaves no half index
     unfinished.unlink(missing_ok=True)
-    with closing(sqlite3.connect(unfinished)) as db:
-        _fill(db, _read_corpus(corpus))
-    return unfinished.replace(target)
+    try:
+        with closing(sqlite3.connect(unfinished)) as db:
+            _fill(db, _read_corpus(corpus))
+        return unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class Search:
@@ -815,12 +819,15 @@ class Toolbox:
 # ---------------------------------------------------------------------------------- command line
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["index", corpus]:
-            print(index_corpus(corpus))
-        case ["import", answers, file, *kind]:
-            found = json.loads(Path(answers).read_text(encoding="utf-8"))
-            found = {normal_query(query): text for query, text in found.items()}
-            print(Cache(file).load(*kind or ["search serper 3"], found), "new answers")
-        case _:
-            sys.exit("usage: python tools.py index corpus.jsonl | import answers.json cache.db [kind]")
+    try:
+        match sys.argv[1:]:
+            case ["index", corpus] if not corpus.startswith("-"):
+                print(index_corpus(corpus))
+            case ["import", answers, file, *kind]:
+                found = json.loads(Path(answers).read_text(encoding="utf-8"))
+                found = {normal_query(query): text for query, text in found.items()}
+                print(Cache(file).load(*kind or ["search serper 3"], found), "new answers")
+            case _:
+                sys.exit("usage: python tools.py index corpus.jsonl | import answers.json cache.db [kind]")
+    except (OSError, ValueError, AttributeError) as error:
+        sys.exit(f"tools.py: error: {error}")

@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import sys
@@ -72,6 +73,7 @@ from eval import (
     pick,
     pick_device,
     pick_dtype,
+    place_of_search,
     plot_run,
     resolve_model,
     score_leaves,
@@ -178,6 +180,7 @@ class TrainConfig:
     save_trees_steps: int = 10  # draw a tree every so many steps
     save_steps: int = 10  # write a checkpoint every so many steps
     save_total_limit: int = 2  # newest checkpoints that are kept; the best model is kept besides
+    overwrite: bool = False  # replace the run that is in output_dir
     resume: str = ""  # "auto": go on from the newest checkpoint in output_dir, if any; or a run's folder
     cold_start: bool = False  # SFT on demonstrations before RL; on for a model that has seen none
     sft_data: str = "world"  # "world", arpo-sft, tool-star, still, a hub id, or a .json, .jsonl or .parquet file
@@ -203,7 +206,8 @@ def make_parser() -> OneLineParser:
 
 def parse_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
     """Flags over method over model over the dataclasses' defaults; a resumed run brings its own settings."""
-    first = parser.parse_args(argv)
+    asked = [arg for arg in argv if arg not in ("-h", "--help")]  # help waits for the defaults that follow the model
+    first = parser.parse_args(asked)
     if first.resume and (checkpoint := find_checkpoint(first)):
         about = json.loads((checkpoint.parent.parent / "run.json").read_text())
         own = {"resume": str(checkpoint), "output_dir": str(checkpoint.parent.parent)}
@@ -214,21 +218,29 @@ def parse_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
                 print(f"resumed with another {name}: {value} before, {getattr(args, name)} now")
         return argparse.Namespace(**vars(args) | own)
     parser.set_defaults(**model_defaults(first.model) | PRESETS[first.preset])
-    first = parser.parse_args(argv)
+    if first.sft_data != "world":
+        parser.set_defaults(cold_start=True)
+    first = parser.parse_args(asked)
     method = {name: value for name, value in METHODS[first.algo].items() if name != "flat"}
     if "flat" in METHODS[first.algo]:
         method["num_initial"] = first.num_generations
     parser.set_defaults(**method)
     args = parser.parse_args(argv)
-    kind = args.algo if args.stage == "rl" else "sft"
-    args.output_dir = args.output_dir or f"runs/{Path(args.model).name}-{kind}-{args.seed}"
+    if args.num_minibatches > args.questions_per_step or (args.stage == "rl" and args.num_generations < 2):
+        raise ValueError("expected at least 2 for --num_generations, and no more --num_minibatches than questions")
+    args.output_dir = args.output_dir or default_folder(args)
     return args
+
+
+def default_folder(args) -> str:
+    data = "" if args.data == "world" else "-" + re.sub(r"[^\w]+", "-", Path(args.data).name)[:40]
+    return f"runs/{Path(args.model).name}{data}-{args.algo if args.stage == 'rl' else 'sft'}-{args.seed}"
 
 
 def find_checkpoint(args) -> Path | None:
     """The newest complete checkpoint of the run that --resume names; None where "auto" finds nothing to resume."""
     if args.resume == "auto":
-        folder = Path(args.output_dir or f"runs/{Path(args.model).name}-{args.algo}-{args.seed}")
+        folder = Path(args.output_dir or default_folder(args))
     else:
         folder = Path(args.resume)
     found = sorted(folder.glob("checkpoints/step_*/state.pt"))
@@ -666,7 +678,7 @@ def train_rl(policy: Policy, train: Task, dev: Task, run: Run, args, checkpoint:
         if stopping:
             return None
         bar.set_postfix(
-            reward=f"{row['reward']:.2f}", acc=f"{row['accuracy']:.2f}", calls=f"{row['calls_per_question']:.1f}",
+            reward=f"{row['reward']:.2f}", acc=f"{row['accuracy']:.2f}", calls_q=f"{row['calls_per_question']:.1f}",
             H=f"{row['entropy_after_tools']:.2f}", dev=f"{run.best:.2f}", tok_s=f"{row['tokens_per_second']:.0f}",
         )  # fmt: skip
 
@@ -765,14 +777,17 @@ def report(rows: dict[str, Scores], test: Task, args) -> str:
 
 
 def read_checkpoint(args) -> dict | None:
-    """The state that --resume names. Starting anew over an unfinished run would lose it, and is refused."""
+    """The state that --resume names. Starting anew over another run would lose it, and is refused."""
     if args.resume and args.resume != "auto":
         return torch.load(Path(args.resume) / "state.pt", map_location="cpu", weights_only=True)
     folder = Path(args.output_dir)
-    if not (folder / "table.txt").exists() and list(folder.glob("checkpoints/step_*")):
-        raise ValueError(f"{folder} holds an unfinished run: --resume auto goes on, --output_dir starts elsewhere")
-    for finished in (folder / "checkpoints", folder / "table.txt"):
-        shutil.rmtree(finished) if finished.is_dir() else finished.unlink(missing_ok=True)
+    finished, others = (folder / "table.txt").exists(), "--overwrite replaces it, --output_dir starts elsewhere"
+    if not args.overwrite and (finished or list(folder.glob("checkpoints/step_*"))):
+        told = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
+        raise ValueError(f"{folder} holds {told}{others}")
+    (folder / "table.txt").unlink(missing_ok=True)
+    for old in ("checkpoints", "trees", "plots", *(["sft"] if args.overwrite else [])):
+        shutil.rmtree(folder / old, ignore_errors=True)
     return None
 
 
@@ -860,8 +875,11 @@ def describe(args) -> str:
     """What a run does and needs."""
     model, device = Path(resolve_model(args.model)), pick_device()
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
+    held = f"{weights:.1f} MB of weights" if weights else "fetched from the hub unless cached"
+    if args.stage == "sft" and args.model == "tiny":
+        held = "made anew, from random weights"
     lines = [
-        f"model     {model}, " + (f"{weights:.1f} MB of weights" if weights else "fetched from the hub unless cached"),
+        f"model     {model}, {held}",
         f"on        {device}, {pick_dtype(device, args)}, "
         + (f"LoRA of rank {args.lora_r} on all linear layers" if args.lora_r else "all weights trained"),
     ]
@@ -886,10 +904,10 @@ def describe(args) -> str:
             f"judged    on {args.eval_questions} dev questions every {args.eval_steps} steps, "
             f"and on {args.test_questions} held-out ones at the end",
         ]
-    where = args.search or ("world" if args.data == "world" else "none")
-    live = "the live web, with your key" if where in WebSearch.URLS else "nothing that needs a network or a key"
+    where = place_of_search(args)
+    live = "the live web, which needs your key" if where in WebSearch.URLS else "nothing that needs a network or a key"
     tools = "python" if where == "none" else f"python, search{' and browse' * args.browse} in {where}"
-    lines += [f"tools     {tools}; {live}", f"writes    {args.output_dir}; how long it takes, the bar tells"]
+    lines += [f"tools     {tools}; {live}", f"writes    {args.output_dir}; the progress bar says how long it will take"]
     if args.model != "tiny" and args.data == "world":
         lines.append("next      --data gsm8k, --data hotpotqa --search corpus.jsonl, or --preset deep-search")
     return "\n".join(lines)
@@ -914,6 +932,8 @@ def main() -> None:
         if not rank():
             print(describe(args), flush=True)
         (sft_command if args.stage == "sft" else rl_command)(args, make_sandbox(args))
+    except ImportError as error:
+        parser.error(f"{error}: pip install {error.name}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

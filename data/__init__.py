@@ -51,4 +51,4 @@ def load_questions(name_or_path: str, split: str, count: int | None = None) -> l
     if name_or_path != "world":
         return load(name_or_path, split)[:count]
     seed = WORLD_SEEDS.get(split, WORLD_SEEDS["test"])
-    return World(seed).questions(count or 1200, seed)
+    return World(seed).questions(1200 if count is None else count, seed)

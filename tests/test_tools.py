@@ -117,6 +117,15 @@ def test_a_corpus_on_disk_is_searched_from_many_threads_and_browsed(corpus):
     assert browse("town/2").outcome == "error"
 
 
+def test_a_corpus_that_cannot_be_indexed_says_why_and_leaves_nothing(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"title": "a", "text": "b"}\n{"title": "a"}\n')
+    with pytest.raises(ValueError, match="c.jsonl, line 2: expected title and text as JSON, found .{.title.: .a.}."):
+        index_corpus(tmp_path / "c.jsonl")
+    with pytest.raises(OSError, match="none.jsonl"):
+        index_corpus(tmp_path / "none.jsonl")
+    assert [file.name for file in tmp_path.iterdir()] == ["c.jsonl"]
+
+
 def test_chinese_is_searched_by_pairs_of_characters_and_shown_as_written(corpus):
     """Guards: SQLite takes a Chinese sentence for one word, so that only the whole sentence would find it."""
     assert Search(corpus, top_k=1)("日本的首都在哪里？").text == "[1] 东京 (cn/1): 东京是日本的首都，人口一千四百万。"

@@ -73,6 +73,11 @@ def bad_files(folder):
         ("--data {}/absent.jsonl", "absent.jsonl"),
         ("--output_dir {}/file/run", "file"),
         ("--resume {}/absent", "expected a run's folder with checkpoints, found none in it"),
+        ("--max_steps 0", "--max_steps: expected at least 1, found 0"),
+        ("--temperature -1", "--temperature: expected at least 0, found -1.0"),
+        ("--num_generations 1 --num_initial 1", "at least 2 for --num_generations"),
+        ("--num_minibatches 13", "no more --num_minibatches than questions"),
+        ("--reader http://127.0.0.1:9 --reader_model x", "--reader http://127.0.0.1:9 --reader_model 'x': "),
         ("--tool_limits search=x", 'tool_limits: expected such as "search=3,python=5"'),
     ],
 )
@@ -104,6 +109,10 @@ def test_flags_over_method_over_model(monkeypatch):
     for spelling in ("--no-browse", "--no_browse"):
         assert not flags(spelling).browse
     assert flags("--no-load-in-4bit", "--model", "Qwen2.5-1.5B").load_in_4bit is False
+    assert flags("--sft_data", "own.jsonl").cold_start and not flags().cold_start
+    assert flags("--data", "own.jsonl").output_dir == "runs/tiny-own-jsonl-arpo-0"
+    places = [eval.place_of_search(flags("--data", data)) for data in ("world", "q.jsonl", "q.jsonl=0.3,world=0.7")]
+    assert places == ["world", "none", "world"]
     deep = flags("--preset", "deep-search", "--model", "Qwen3-8B", "--top_k", "5")
     assert (deep.num_generations, deep.num_initial, deep.max_tool_calls, deep.top_k) == (12, 6, 6, 5)
     assert flags("--preset", "deep-search", "--algo", "grpo").num_initial == 12
@@ -175,6 +184,12 @@ def test_an_unfinished_run_is_not_overwritten(run, two_runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(train.main, "--output_dir", str(tmp_path))
     assert "holds an unfinished run: --resume auto" in capsys.readouterr().err
+    (tmp_path / "table.txt").write_text("")
+    with pytest.raises(SystemExit):
+        run(train.main, "--output_dir", str(tmp_path))
+    assert "holds a finished run: --overwrite replaces it" in capsys.readouterr().err
+    run(train.main, *f"--output_dir {tmp_path} --overwrite --max_steps 1 {QUICK}".split(), table=False)
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
 
 
 def test_a_full_disk_costs_no_checkpoint(two_runs, tmp_path):
