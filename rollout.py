@@ -10,9 +10,9 @@ leaves; with N = M nothing forks, and this is GRPO's sampling.
                       fan_out, entropy_tokens           α, β, τ       base_prob, entropy_weight, threshold
     H_initial, H_t    initial_entropy, entropy
 
-Axis letters, in all files: Q questions, M leaves of a tree, N nodes of a tree, B rows of a batch, T tokens,
-C cached columns, V vocabulary. `Sampler` continues rows of token ids with Hugging Face `generate`; `Growth` is
-the tree algorithm and knows nothing of models. Left out: beam search.
+Axis letters of tensors, in all files: Q questions, M leaves and N nodes of a tree, B rows of a batch, T tokens,
+S sampled tokens, C cached columns, V vocabulary. `Sampler` continues rows of token ids with Hugging Face `generate`;
+`Growth` is the tree algorithm and knows nothing of models. Left out: beam search.
 """
 
 import hashlib
