@@ -1,6 +1,7 @@
 """The live web behind search and browse, against hostile and fake servers on loopback; the cache; the watch."""
 
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,9 @@ from pathlib import Path
 import pytest
 
 import tools
+from data import load_questions
+from eval import TINY, encode_prompt, load_policy
+from rollout import RolloutConfig, Sampler, grow_trees
 from tools import (
     Browse,
     Cache,
@@ -485,6 +489,33 @@ def test_a_run_is_repeated_offline_bit_for_bit(serve, keys, sandbox, tmp_path):
     second, box = run("offline")
     assert first == second and [outcome for _, outcome in first] == ["ok", "ok", "error"]
     assert box.counts == {("search", "cached"): 1, ("browse", "cached"): 2} and "browse: cached 2;" in box.report()
+
+
+def test_trees_grown_offline_from_the_cache_are_those_grown_online(serve, keys, tmp_path):
+    """A step's rollouts of the built-in model with a live search, once with the network and once from its file."""
+    answers = itertools.count(12)  # no two answers of the live search are the same
+
+    def answer(raw):
+        text = f"A town. Tax {next(answers)} coins. Home Baham. River Baflow. Guild Cormark."
+        return reply_json({"organic": [{"title": payload(raw)["q"], "link": "person/50", "snippet": text}]})
+
+    server, policy = serve({"/s": answer}), load_policy(str(TINY))
+    questions = [q for q in load_questions("world", "dev", 12) if q.family != "compute"]
+    prompts = [encode_prompt(policy.tokenizer, q.question) for q in questions]
+    config = RolloutConfig(num_generations=4, num_initial=2, max_turn_tokens=64)
+
+    def grow(mode):
+        box = Toolbox({"search": WebSearch("serper", Cache(tmp_path / "c.db", mode), 1, server.url("/s"))})
+        names = [q.id for q in questions]
+        return grow_trees(prompts, names, Sampler(policy.model, policy.tokenizer), box, policy.tokenizer, config), box
+
+    online, _ = grow("online")
+    server.shutdown()
+    server.server_close()
+    offline, box = grow("offline")
+    told = lambda trees: [[(n.ids, n.logprobs, n.observation, n.parent) for n in tree.nodes] for tree in trees]
+    assert told(online) == told(offline) and next(answers) > 20
+    assert box.counts["search", "cached"] > 20 and not box.counts["search", "error"]
 
 
 def test_stored_searches_are_imported(tmp_path):
