@@ -785,9 +785,10 @@ def read_checkpoint(args) -> dict | None:
     if not args.overwrite and (finished or list(folder.glob("checkpoints/step_*"))):
         told = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
         raise ValueError(f"{folder} holds {told}{others}")
-    (folder / "table.txt").unlink(missing_ok=True)
-    for old in ("checkpoints", "trees", "plots", *(["sft"] if args.overwrite else [])):
-        shutil.rmtree(folder / old, ignore_errors=True)
+    if args.overwrite and not rank():
+        (folder / "table.txt").unlink(missing_ok=True)
+        for old in ("checkpoints", "trees", "plots", "sft"):
+            shutil.rmtree(folder / old, ignore_errors=True)
     return None
 
 
