@@ -131,7 +131,9 @@ def model_defaults(model: str) -> dict:
         return SIZES["tiny"]
     if (folder / "run.json").is_file():
         settings = json.loads((folder / "run.json").read_text())["settings"]
-        own = ("model", "algo", "data", "stage", "output_dir", "seed", "dry_run", "resume", "cold_start")
+        own = (
+            "model algo preset data stage output_dir seed dry_run resume overwrite cold_start sft_data max_rows".split()
+        )
         return {name: value for name, value in settings.items() if name not in own}
     return SIZES["real"]
 
@@ -388,7 +390,8 @@ def load_tools(args, split: str, sandbox: PythonSandbox) -> Toolbox:
             ask = partial(ask_endpoint, args.reader, args.reader_model)
             tools["browse"].reader = Reader(args.reader_model, ask, web_cache)
             try:
-                ask("Say yes.")
+                if web_cache.mode != "offline":
+                    ask("Say yes.")
             except WebError as error:
                 raise OSError(f"--reader {args.reader} --reader_model {args.reader_model!r}: {error}") from None
     toolbox = Toolbox(tools)

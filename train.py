@@ -208,6 +208,10 @@ def parse_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
     """Flags over method over model over the dataclasses' defaults; a resumed run brings its own settings."""
     asked = [arg for arg in argv if arg not in ("-h", "--help")]  # help waits for the defaults that follow the model
     first = parser.parse_args(asked)
+    parser.set_defaults(**model_defaults(first.model) | PRESETS[first.preset])
+    if first.sft_data != "world":
+        parser.set_defaults(cold_start=True)
+    first = parser.parse_args(asked)
     if first.resume and (checkpoint := find_checkpoint(first)):
         about = json.loads((checkpoint.parent.parent / "run.json").read_text())
         own = {"resume": str(checkpoint), "output_dir": str(checkpoint.parent.parent)}
@@ -217,10 +221,6 @@ def parse_flags(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
             if name not in own and getattr(args, name) != value:
                 print(f"resumed with another {name}: {value} before, {getattr(args, name)} now")
         return argparse.Namespace(**vars(args) | own)
-    parser.set_defaults(**model_defaults(first.model) | PRESETS[first.preset])
-    if first.sft_data != "world":
-        parser.set_defaults(cold_start=True)
-    first = parser.parse_args(asked)
     method = {name: value for name, value in METHODS[first.algo].items() if name != "flat"}
     if "flat" in METHODS[first.algo]:
         method["num_initial"] = first.num_generations

@@ -93,7 +93,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, 
     assert error.count("\n") == (2 if "--model" in args else 1)  # a missing model: what was looked for, and what to do
 
 
-def test_flags_over_method_over_model(monkeypatch):
+def test_flags_over_method_over_model(monkeypatch, capsys):
     def flags(*argv):
         parser = train.OneLineParser("", train.TrainConfig, train.ToolConfig, RolloutConfig, train.UpdateConfig)
         return train.parse_flags(parser, list(argv))
@@ -113,6 +113,10 @@ def test_flags_over_method_over_model(monkeypatch):
     assert flags("--data", "own.jsonl").output_dir == "runs/tiny-own-jsonl-arpo-0"
     places = [eval.place_of_search(flags("--data", data)) for data in ("world", "q.jsonl", "q.jsonl=0.3,world=0.7")]
     assert places == ["world", "none", "world"]
+    goes_to = flags("--preset", "deep-search").output_dir
+    monkeypatch.setattr(train, "find_checkpoint", lambda args: print(train.default_folder(args)))
+    flags("--preset", "deep-search", "--resume", "auto")
+    assert capsys.readouterr().out.strip() == goes_to == "runs/tiny-arpo-deepsearch-arpo-0"  # it is looked for there
     deep = flags("--preset", "deep-search", "--model", "Qwen3-8B", "--top_k", "5")
     assert (deep.num_generations, deep.num_initial, deep.max_tool_calls, deep.top_k) == (12, 6, 6, 5)
     assert flags("--preset", "deep-search", "--algo", "grpo").num_initial == 12
@@ -257,6 +261,7 @@ def test_a_runs_folder_and_table(run, two_runs):
     plots = {path.name for path in (folder / "plots").iterdir()}
     assert plots == {"reward.png", "tool_calls.png", "entropy.png", "branching.png"}
     assert "leaf 0" in (folder / "trees" / "step_0001.txt").read_text()
+    assert not {"overwrite", "resume", "data", "max_rows", "preset"} & set(eval.model_defaults(str(folder)))
     about = json.loads((folder / "run.json").read_text())
     assert about["settings"]["num_generations"] == 4 and "torch" in about["versions"]
     assert isinstance(AutoModelForCausalLM.from_pretrained(folder), Qwen2ForCausalLM)

@@ -22,7 +22,7 @@ import pytest
 
 import tools
 from data import load_questions
-from eval import TINY, encode_prompt, load_policy
+from eval import TINY, EvalConfig, OneLineParser, ToolConfig, encode_prompt, load_policy, load_tools, parse_eval_flags
 from rollout import RolloutConfig, Sampler, grow_trees
 from tools import (
     Browse,
@@ -489,6 +489,21 @@ def test_a_run_is_repeated_offline_bit_for_bit(serve, keys, sandbox, tmp_path):
     second, box = run("offline")
     assert first == second and [outcome for _, outcome in first] == ["ok", "ok", "error"]
     assert box.counts == {("search", "cached"): 1, ("browse", "cached"): 2} and "browse: cached 2;" in box.report()
+
+
+def test_a_reader_that_is_not_there_is_told_at_once_and_not_missed_offline(tmp_path):
+    """Guards a replay that needs the network after all."""
+    (tmp_path / "c.db").write_bytes(b"")
+    parser = OneLineParser("", EvalConfig, ToolConfig, RolloutConfig)
+    reader = ["--reader", "http://127.0.0.1:9", "--reader_model", "m", "--web_cache", str(tmp_path / "c.db")]
+    with pytest.raises(OSError, match="--reader http://127.0.0.1:9"):
+        load_tools(parse_eval_flags(parser, reader), "dev", FortyTwo())
+    load_tools(parse_eval_flags(parser, [*reader, "--cache_mode", "offline"]), "dev", FortyTwo()).close()
+
+
+class FortyTwo:
+    def run(self, code):
+        return "42", "ok"
 
 
 def test_trees_grown_offline_from_the_cache_are_those_grown_online(serve, keys, tmp_path):
