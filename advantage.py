@@ -38,17 +38,18 @@ def attribute(advantages: Tensor, descends: Tensor, attribution: str) -> Tensor:
     "soft": every leaf keeps its own, Â_m; what a shared token learns is decided by all its leaves' terms.
     "hard": at a node shared by d leaves each term has the mean of their d advantages.
     """
+    assert advantages.shape == descends.shape[1:], f"leaves: {advantages.shape} and {descends.shape}"
     if attribution == "soft":
         return advantages.expand_as(descends)
     return ((descends @ advantages) / descends.sum(-1))[:, None].expand_as(descends)
 
 
 def loss_weights(descends: list[Tensor], lengths: list[Tensor], loss_type: str, max_length: int) -> list[Tensor]:
-    """W of each tree (N, M): what leaf m's term at a token of node n counts in the loss.
-
-    `lengths` has each tree's L_m, the policy's tokens on leaf m's path (M,). The names are TRL's: "dapo",
-    token mean, D / Σ L; "grpo", sequence mean, D / (leaves · L_m); "dr_grpo", D / (leaves · max_length).
-    """
+    """W of each tree (N, M): what leaf m's term at a token of node n counts in the loss. `lengths` has each tree's
+    L_m (M,), the policy's tokens on leaf m's path."""
     tokens, leaves = float(torch.cat(lengths).sum()), len(torch.cat(lengths))
-    denominator = {"dapo": lambda L: tokens, "grpo": lambda L: leaves * L, "dr_grpo": lambda L: leaves * max_length}
-    return [D / denominator[loss_type](L) for D, L in zip(descends, lengths)]
+    if loss_type == "token_mean":  # DAPO, and the released code
+        return [D / tokens for D in descends]
+    if loss_type == "sequence_mean":  # GRPO, as the paper prints it
+        return [D / (leaves * L) for D, L in zip(descends, lengths)]
+    return [D / (leaves * max_length) for D in descends]  # "constant": Dr. GRPO

@@ -1,4 +1,4 @@
-"""The update: pack trees into tensors, take log-probabilities, form the loss, step.
+"""The update: pack trees into tensors, take log-probabilities, form the loss, step. And the policy that it changes.
 
 A tree is packed into one sequence of its unique tokens: positions are depths, and a token attends to its ancestors
 alone, so one forward pass serves all leaves and a shared token is computed once. With r_t = π_θ / π_old, and the
@@ -6,39 +6,46 @@ advantages A and weights W of `advantage.py`, the loss is
 
     - Σ_t Σ_m W[t, m] · min(r_t A[t, m], clip(r_t, 1 - ε, 1 + ε_high) A[t, m])  +  β_KL Σ_t Σ_m W[t, m] KL_t
 
-over the S tokens t that the policy sampled; the other tokens of the batch's T have no term. Left out:
-the optimizer's side of a step (`train.py:Stepper`), output heads that rescale logits.
+over the S tokens t that the policy sampled; the other tokens of the batch's T have no term. Left out: the optimizer
+(`train.py:Optimizer`), output heads that rescale logits, and models whose attention has a window.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from advantage import ADVANTAGES, attribute, loss_weights
-from rollout import PROMPT, Node, Tree
+from data.format import TrajectoryConfig
+from data.models import ModelConfig, cannot_load, halve_until_it_fits, load_model, plan_memory, resolve_model, say
+from data.settings import NonNegative, Positive
+from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
+from tools import Toolbox
 
 
 @dataclass(frozen=True)
-class UpdateConfig:
+class UpdateConfig(TrajectoryConfig):
     advantage: Literal[tuple(ADVANTAGES)] = "group"  # how rewards become advantages
     attribution: Literal["soft", "hard"] = "soft"  # of advantages to shared tokens
-    loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"  # token mean, sequence mean, constant length
-    epsilon: float = 0.2  # clip range below 1
-    epsilon_high: float = 0.2  # clip range above 1
-    beta: float = 0.0  # coefficient of the KL to the reference
-    num_iterations: int = 1  # passes over a step's trees
-    num_minibatches: int = 1  # optimizer steps in a pass
-    token_budget: int = 8192  # unique tokens of a forward pass; a larger tree is split
-    temperature: float = 1.0  # the sampler's
-    max_completion_length: int = 512  # dr_grpo's constant
+    loss_type: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"  # the denominator of a token's term
+    epsilon: NonNegative = 0.2  # clip range below 1
+    epsilon_high: NonNegative = 0.2  # clip range above 1
+    kl_coef: NonNegative = 0.0  # β_KL, coefficient of the KL to the reference
+    num_iterations: Positive = 1  # passes over a step's trees
+    num_minibatches: Positive = 1  # optimizer steps in a pass
+    token_budget: Positive = 8192  # unique tokens of a forward pass; a larger tree is split
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     """Packed trees."""
 
@@ -50,46 +57,58 @@ class Batch:
     weights: Tensor  # W (S, M)
     advantages: Tensor  # A (S, M)
     sampler_logprobs: Tensor  # (S,) only to be compared
+    old_logprobs: Tensor | None = None  # log π_old (S,), where a later optimizer step will need them
 
 
 Piece = tuple[Tree, Tensor, Tensor]  # a tree with its W and A (N, M), less the leaves whose W is 0
 
 
-def kept(weights: Tensor) -> list[int]:
-    return weights.any(-1).nonzero().flatten().tolist()
+def update(model, optimizer, trees: list[Tree], advantages: Tensor, config: UpdateConfig, reference=None) -> dict:
+    """Trains on trees with leaf advantages (Q, M); returns metrics.
+
+    `optimizer` has `backward(loss)`, and `step()` for the end of a minibatch, which returns metrics to be added up.
+    `reference` maps a batch to the reference's log-probs (S,), or is None. π_old is this forward pass's own policy
+    before the first optimizer step, computed ahead only where a later step needs it. Processes share the batches.
+    """
+    model.train()
+    parts, share = config.num_minibatches, slice(PartialState().process_index, None, PartialState().num_processes)
+    passes = [make_batches(trees[i::parts], advantages[i::parts], config, model.device)[share] for i in range(parts)]
+    if parts * config.num_iterations > 1:
+        with torch.no_grad():
+            for batch in (batch for batches in passes for batch in batches):
+                batch.old_logprobs = token_logprobs(model, batch, config.temperature)
+    totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)
+    for batches in passes * config.num_iterations:
+        for batch in batches:
+            logprobs = token_logprobs(model, batch, config.temperature)
+            old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            loss, sums = policy_loss(logprobs, old, batch, config, reference and reference(batch).detach())
+            optimizer.backward(loss)
+            totals.update(sums, train_tokens=len(batch.ids), trained=len(batch.targets), loss=float(loss.detach()))
+        totals.update(optimizer.step())
+    model.eval()
+    for key in {"clip_fraction", "kl_sampler", "kl_reference"} & set(totals):
+        totals[key] /= max(1.0, totals["trained"])
+    totals["grad_norm"] /= parts * config.num_iterations
+    return dict(totals)
 
 
-def tokens(tree: Tree, weights: Tensor) -> int:
-    nodes = [tree.nodes[n] for n in kept(weights)]
-    return len(tree.prompt) + sum(len(node.ids) + len(node.observation) for node in nodes)
-
-
-def pack(pieces: list[Piece], device="cpu") -> Batch:
-    """One sequence of all unique tokens; different trees do not see each other."""
-    ids, positions, segment, predict_from, targets, weights, advantages, sampled = ([] for _ in range(8))
-    lineage: list[list[int]] = []  # of each segment, i.e. prompt or node: its ancestors and itself
-    for tree, W, A in pieces:
-        last: dict[int, int] = {}  # of each node: the index of its last token
-        root = Node([], [], [], parent=PROMPT - 1, observation=tree.prompt)
-        for n, node in [(PROMPT, root)] + [(n, tree.nodes[n]) for n in kept(W)]:
-            above, start, own = last.get(node.parent), len(ids), len(node.ids)
-            depth = 0 if above is None else positions[above] + 1
-            lineage.append([*([] if above is None else lineage[segment[above]]), len(lineage)])
-            ids += node.ids + node.observation
-            positions += range(depth, depth + len(ids) - start)
-            segment += [len(lineage) - 1] * (len(ids) - start)
-            last[n] = len(ids) - 1
-            predict_from += [above, *range(start, start + own - 1)][:own]
-            targets += node.ids
-            weights += [W[n]] * own
-            advantages += [A[n]] * own
-            sampled += node.logprobs
-    sees = torch.tensor([[s in ancestors for s in range(len(lineage))] for ancestors in map(set, lineage)])
-    depth, segment = torch.tensor(positions), torch.tensor(segment)
-    mask = sees[segment][:, segment] & (depth[:, None] >= depth)
-    fields = [torch.tensor(ids), depth, mask, torch.tensor(predict_from), torch.tensor(targets)]
-    fields += [torch.stack(weights), torch.stack(advantages), torch.tensor(sampled)]
-    return Batch(*(tensor.to(device) for tensor in fields))
+def make_batches(trees: list[Tree], advantages: Tensor, config: UpdateConfig, device="cpu") -> list[Batch]:
+    """The micro-batches of an optimizer step over trees with leaf advantages (Q, M). Weights are fixed before anything
+    is split or left out, so neither changes the gradient."""
+    descends = [tree.descends() for tree in trees]
+    lengths = [torch.tensor([float(len(node.ids)) for node in tree.nodes]) @ D for tree, D in zip(trees, descends)]
+    weights = loss_weights(descends, lengths, config.loss_type, config.max_completion_length)
+    groups: list[list[Piece]] = []
+    for tree, D, W, leaf_advantages in zip(trees, descends, weights, advantages):
+        if not (config.kl_coef or leaf_advantages.any()):
+            continue  # the tree's gradient is zero
+        for part in split((tree, W, attribute(leaf_advantages, D, config.attribution)), config.token_budget):
+            if groups and sum(tokens(t, w) for t, w, _ in [*groups[-1], part]) <= config.token_budget:
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+    return [pack(group, device) for group in groups]
 
 
 def split(piece: Piece, token_budget: int) -> list[Piece]:
@@ -105,29 +124,57 @@ def split(piece: Piece, token_budget: int) -> list[Piece]:
     return parts
 
 
-def make_batches(trees: list[Tree], advantages: Tensor, config: UpdateConfig, device="cpu") -> list[Batch]:
-    """The micro-batches of an optimizer step over trees with leaf advantages (Q, M). Weights are fixed before anything
-    is split or left out, so neither changes the gradient."""
-    descends = [tree.descends() for tree in trees]
-    lengths = [torch.tensor([float(len(node.ids)) for node in tree.nodes]) @ D for tree, D in zip(trees, descends)]
-    weights = loss_weights(descends, lengths, config.loss_type, config.max_completion_length)
-    groups: list[list[Piece]] = []
-    for tree, D, W, leaf_advantages in zip(trees, descends, weights, advantages):
-        if not (config.beta or leaf_advantages.any()):
-            continue  # the tree's gradient is zero
-        for part in split((tree, W, attribute(leaf_advantages, D, config.attribution)), config.token_budget):
-            if groups and sum(tokens(t, w) for t, w, _ in [*groups[-1], part]) <= config.token_budget:
-                groups[-1].append(part)
-            else:
-                groups.append([part])
-    return [pack(group, device) for group in groups]
+def kept(weights: Tensor) -> list[int]:
+    return weights.any(-1).nonzero().flatten().tolist()
+
+
+def tokens(tree: Tree, weights: Tensor) -> int:
+    return len(tree.prompt) + sum(len(tree.nodes[n].ids + tree.nodes[n].observation) for n in kept(weights))
+
+
+class Segment(NamedTuple):
+    """A prompt, or a node's sampled tokens and then its observation, in a packed sequence."""
+
+    parent: int  # the segment before it; a prompt is its own
+    ids: list[int]
+    logprobs: list[float]  # of the sampled tokens, which come first
+    weights: Tensor  # W (M,)
+    advantages: Tensor  # A (M,)
+
+
+def pack(pieces: list[Piece], device="cpu") -> Batch:
+    """One sequence of all unique tokens; different trees do not see each other."""
+    segments: list[Segment] = []
+    for tree, W, A in pieces:
+        assert W.shape == A.shape == (len(tree.nodes), len(tree.leaves())), f"W {W.shape} and A {A.shape}"
+        place = {PROMPT: len(segments)}
+        segments.append(Segment(len(segments), tree.prompt, [], W[0], A[0]))
+        for n, node in ((n, tree.nodes[n]) for n in kept(W)):
+            place[n] = len(segments)
+            segments.append(Segment(place[node.parent], node.ids + node.observation, node.logprobs, W[n], A[n]))
+    parents, *columns = zip(*segments)
+    lengths, owns = (torch.tensor(list(map(len, column))) for column in columns[:2])
+    starts, depths = lengths.cumsum(0) - lengths, torch.zeros_like(lengths)
+    sees = torch.eye(len(segments), dtype=torch.bool)  # a segment sees itself and its ancestors
+    for s, parent in enumerate(parents):
+        if parent != s:
+            depths[s], sees[s] = depths[parent] + lengths[parent], sees[s] | sees[parent]
+    # From here on a number or a row for each token (T,).
+    owner = torch.arange(len(segments)).repeat_interleave(lengths)
+    index, parent = torch.arange(len(owner)), torch.tensor(parents)[owner]
+    within = index - starts[owner]
+    positions, sampled = depths[owner] + within, within < owns[owner]
+    mask = sees[owner][:, owner] & (positions[:, None] >= positions)
+    before = torch.where(within == 0, (starts + lengths - 1)[parent], index - 1)
+    ids, logprobs = (torch.tensor(sum(column, [])) for column in columns[:2])
+    W, A = (torch.stack(column)[owner[sampled]] for column in columns[2:])
+    fields = ids, positions, mask, before[sampled], ids[sampled], W, A, logprobs
+    return Batch(*(tensor.to(device) for tensor in fields))
 
 
 def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2048) -> Tensor:
-    """log π(token | its path) of the sampled tokens (S,).
-
-    Logits exist only for those tokens, `chunk` at a time, and are computed again in the backward pass.
-    """
+    """log π(token | its path) of the sampled tokens (S,). Logits exist for `chunk` tokens at a time, and once more in
+    the backward pass."""
     inputs = dict(input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None])
     hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
 
@@ -139,15 +186,10 @@ def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2
     return torch.cat([checkpoint(logprobs, rows, targets, use_reentrant=False) for rows, targets in parts])
 
 
-def k3(target: Tensor, own: Tensor) -> Tensor:
-    """Estimates KL(own || target) at tokens drawn from `own`: exp(d) - d - 1, d = target - own (S,)."""
-    d = target - own
-    return d.exp() - d - 1
-
-
 def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfig, reference: Tensor | None = None):
     """The loss of a micro-batch and sums over its tokens for the metrics; all log-probs are (S,)."""
     A, W = batch.advantages, batch.weights
+    assert logprobs.shape == old.shape == W.shape[:1] and A.shape == W.shape, f"{logprobs.shape}, {A.shape}, {W.shape}"
     ratio = (logprobs - old).exp()[:, None]  # (S, 1), the same for every leaf
     clipped = ratio.clamp(1 - config.epsilon, 1 + config.epsilon_high)
     loss = -(W * torch.min(ratio * A, clipped * A)).sum()
@@ -155,36 +197,103 @@ def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfi
     sums = {"clip_fraction": float(bites.sum()), "kl_sampler": float(k3(old, batch.sampler_logprobs).sum())}
     if reference is not None:
         kl = k3(reference, logprobs)
-        loss = loss + config.beta * (W.sum(-1) * kl).sum()
+        loss = loss + config.kl_coef * (W.sum(-1) * kl).sum()
         sums["kl_reference"] = float(kl.detach().sum())
     return loss, sums
 
 
-def update(model, step, trees: list[Tree], advantages: Tensor, config: UpdateConfig, reference=None, share=slice(None)):
-    """Trains on trees with leaf advantages (Q, M); returns metrics.
+def k3(target: Tensor, own: Tensor) -> Tensor:
+    """Estimates KL(own || target) at tokens drawn from `own`: exp(d) - d - 1, d = target - own (S,)."""
+    d = target - own
+    return d.exp() - d - 1
 
-    `step()` ends a minibatch, whose gradient has then been summed, and returns metrics to be added up. `reference`
-    maps a batch to the reference's log-probs (S,), or is None. `share` picks the micro-batches of this process. π_old
-    is this forward pass's own policy before the first optimizer step, computed ahead only where a later step needs it.
-    """
-    model.train()
-    parts = config.num_minibatches
-    passes = [make_batches(trees[i::parts], advantages[i::parts], config, model.device)[share] for i in range(parts)]
-    stored: dict[int, Tensor] = {}  # log π_old of a batch, by its id
-    if parts * config.num_iterations > 1:
-        with torch.no_grad():
-            stored = {id(b): token_logprobs(model, b, config.temperature) for batches in passes for b in batches}
-    totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)
-    for batches in passes * config.num_iterations:
-        for batch in batches:
-            logprobs = token_logprobs(model, batch, config.temperature)
-            old = stored.get(id(batch), logprobs.detach())
-            loss, sums = policy_loss(logprobs, old, batch, config, reference and reference(batch).detach())
-            (loss * step.scale).backward()
-            totals.update(sums, train_tokens=len(batch.ids), trained=len(batch.targets), loss=float(loss.detach()))
-        totals.update(step())
-    model.eval()
-    for key in {"clip_fraction", "kl_sampler", "kl_reference"} & set(totals):
-        totals[key] /= max(1.0, totals["trained"])
-    totals["grad_norm"] /= parts * config.num_iterations
-    return dict(totals)
+
+@dataclass
+class Policy:
+    """The model that samples and learns, and the frozen reference it started from."""
+
+    model: torch.nn.Module  # a Hugging Face causal LM, LoRA layers inside where there are any
+    tokenizer: object
+    adapter: torch.nn.Module | None = None  # the peft wrapper around `model`
+    reference: torch.nn.Module | None = None  # a frozen copy, where all weights are trained
+    max_rows: int = 512  # sampled at once, in whole trees; fewer where memory runs out
+
+    @classmethod
+    def load(cls, name: str, lora_r: int | None = 0, load_in_4bit=False, device="cpu", dtype=torch.float32) -> "Policy":
+        """A hub id or a folder; for the arguments see `load_model`."""
+        return cls(*load_model(name, lora_r, load_in_4bit, device, dtype))
+
+    @classmethod
+    def open(cls, config: ModelConfig, tokens: int, leaves: int, lora_r: int | None = None) -> "Policy":
+        """The model that the settings name, for trees of `leaves` leaves of at most `tokens`. Raises ValueError."""
+        name = resolve_model(config.model)
+        if name != config.model and config.model != "tiny":
+            print(f"{config.model} means {name}")
+        try:
+            plan = plan_memory(config, tokens, leaves, lora_r)
+            policy = cls.load(name, lora_r, plan.load_in_4bit, plan.device, plan.dtype)
+        except (OSError, ValueError) as error:
+            raise cannot_load(name, error) from None
+        policy.max_rows = plan.max_rows
+        return policy
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        return Sampler(self.model, self.tokenizer)
+
+    def grow(self, prompts: list[list[int]], keys: list[str], tools: Toolbox, config: RolloutConfig) -> list[Tree]:
+        """`grow_trees`, as many at a time as there is room for, and fewer where memory runs out: the same trees."""
+        trees: list[Tree] = []
+        while len(trees) < len(prompts):
+            rest = prompts[len(trees) :], keys[len(trees) :]
+            wanted = min(max(1, self.max_rows // config.num_generations), len(rest[0]))
+            some = lambda count: grow_trees(rest[0][:count], rest[1][:count], self.sampler, tools, config)
+            grown, fitted = halve_until_it_fits(some, wanted, 1, "trees grown at once:")
+            if fitted < wanted:
+                self.max_rows = fitted * config.num_generations
+            trees += grown
+        return trees
+
+    @contextmanager
+    def frozen(self) -> Iterator[torch.nn.Module]:
+        """The model as it was before training: a copy, the adapter it began with, or the bare base model."""
+        if self.adapter is None or "reference" not in self.adapter.peft_config:
+            with self.base() as model:
+                yield model
+            return
+        self.adapter.set_adapter("reference")
+        try:
+            yield self.model
+        finally:
+            self.adapter.set_adapter("default")
+
+    @contextmanager
+    def base(self) -> Iterator[torch.nn.Module]:
+        """The model that the adapter was put on; of a model that is trained in full, its frozen copy."""
+        with self.adapter.disable_adapter() if self.adapter else nullcontext():
+            yield self.model if self.adapter else self.reference or self.model
+
+    def read(self, prompt: str, max_tokens: int = 256) -> str:
+        """What the base model says to a prompt, greedily; for tools, so it waits until no rows are sampled."""
+        with self.sampler.lock, self.base() as model:
+            return say(model, self.tokenizer, prompt, max_tokens)
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: Batch, temperature: float) -> Tensor:
+        with self.frozen() as model:
+            return token_logprobs(model, batch, temperature)
+
+    def trainable(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        own = self.trainable()
+        if own.keys() != weights.keys():
+            raise ValueError(f"the checkpoint has other weights than the model: {min(own.keys() ^ weights.keys())}")
+        for name, weight in weights.items():
+            own[name].copy_(weight)
+
+    def save(self, folder: Path | str) -> None:
+        only = {"selected_adapters": ["default"]} if self.adapter else {}
+        (self.adapter or self.model).save_pretrained(folder, **only)
+        self.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Tree rollouts: sample, observe, fork (the paper's entropy-based adaptive rollout, section 3.1).
+"""Tree rollouts: sample, fork, observe (the paper's entropy-based adaptive rollout, section 3.1).
 
 For each question N trajectories start from the prompt. After a tool result the entropy of the next tokens is
 compared with that at the trajectory's beginning; where it jumped, new paths start right after the result, until
@@ -11,33 +11,38 @@ leaves; with N = M nothing forks, and this is GRPO's sampling.
     H_initial, H_t    initial_entropy, entropy
 
 Axis letters of tensors, in all files: Q questions, M leaves and N nodes of a tree, B rows of a batch, T tokens,
-S sampled tokens, C cached columns, V vocabulary. `Sampler` continues rows of token ids with Hugging Face `generate`;
-`Growth` is the tree algorithm and knows nothing of models. Left out: beam search.
+S sampled tokens, C cached columns, V vocabulary. `grow_trees` is the algorithm, told by `GrowingTree`, which knows
+nothing of models; `Sampler` continues rows of token ids with Hugging Face `generate`. Left out: beam search.
 """
 
 import hashlib
 import math
+import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from os.path import commonprefix
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
-from tools import CLOSING_TAGS, SAMPLING, ToolCall, ToolResult, begin_call, encode_result, may_close, parse_limits
+from data.format import ToolCall, ToolResult, TrajectoryConfig, closing_tags, encode_result, may_close
+from data.settings import Natural, Positive
+from tools import begin_call
 
 PROMPT = -1  # the parent of a tree's first nodes
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
-    num_generations: int = 16  # M, leaves of every tree
-    num_initial: int = 8  # N, trajectories started from the prompt; M of them is GRPO
-    fan_out: int = 1  # Z, new paths at a branch
-    entropy_tokens: int = 20  # k, tokens over which an entropy is averaged
+class RolloutConfig(TrajectoryConfig):
+    num_generations: Positive = 16  # M, leaves of every tree
+    num_initial: Natural = 8  # N, trajectories started from the prompt; 0 is all M of them, which is GRPO
+    fan_out: Positive = 1  # Z, new paths at a branch
+    entropy_tokens: Positive = 20  # k, tokens over which an entropy is averaged
     base_prob: float = 0.5  # α
     entropy_weight: float = 0.2  # β
     threshold: float = 0.5  # τ
@@ -46,21 +51,11 @@ class RolloutConfig:
     entropy_norm: Literal["log_vocab", "vocab"] = "log_vocab"  # ΔH over ln V; or over V, as the paper prints
     fork_at: Literal["result", "probe"] = "result"  # right after the result; or after the k measured tokens
     shuffle_entropy: bool = False  # control: ΔH permuted among a wave's candidates
-    temperature: float = 1.0  # of sampling; 0 takes the likeliest token
-    max_completion_length: int = 512  # tokens of a trajectory after the prompt, results included
-    max_turn_tokens: int = 128  # sampled tokens of a turn
-    max_result_tokens: int = 128  # tokens of a tool result that the policy reads
-    max_tool_calls: int = 6  # of a trajectory
-    tool_limits: str = ""  # of a trajectory by tool, such as "search=3,python=5"
-    wave_quorum: float = 1.0  # share of the rows that must have stopped to end a call of generate
 
     def __post_init__(self):
-        parse_limits(self.tool_limits)
-        if (n := self.num_initial) > (m := self.num_generations) or n < 1:
-            raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), found {n}")
-        for name in ("fan_out", "entropy_tokens", "max_completion_length", "max_turn_tokens", "max_result_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        super().__post_init__()
+        if (n := self.num_initial) > (m := self.num_generations):
+            raise ValueError(f"num_initial (N) must be from 1 to num_generations (M = {m}), or 0 for M; found {n}")
 
 
 @dataclass
@@ -70,7 +65,7 @@ class Sample:
     ids: list[int] = field(default_factory=list)  # the stop token included
     logprobs: list[float] = field(default_factory=list)  # of the sampler, at its temperature
     entropies: list[float] = field(default_factory=list)  # nats, full vocabulary, temperature 1
-    stopped: str = ""  # "call": closing tool tag, "end": end token, "length": limit; "": wants to go on
+    stopped: str = ""  # "call": closing tag, "end": end token, "length", "calls": limits, "probe": cut by a fork
 
 
 @dataclass
@@ -82,19 +77,16 @@ class Decision:
     delta: float  # ΔH_t, normalised; under shuffle_entropy that of another candidate
     prob: float  # P_t
     bar: float  # what P_t had to exceed: τ, or the coin
-    wave: int
+    wave: int  # tool results on the way to this decision
     new_paths: int  # 0 also where the budget was spent
 
 
 @dataclass
 class Node(Sample):
-    """One turn of the policy, all of it trained on, then the tokens of a tool result, none of them.
-
-    `stopped` is "call", or "probe" where a fork cut the turn; at leaves "end", "length" or "calls".
-    """
+    """One turn of the policy, all of it trained on, then the tokens of a tool result, none of them."""
 
     parent: int = PROMPT  # index into Tree.nodes
-    rank: int = 0  # place among its siblings; the lowest continues the path that came here
+    rank: int = 0  # place among its siblings: 0 went on from the turn before, the others forked off
     call: ToolCall | None = None
     result: ToolResult | None = None
     observation: list[int] = field(default_factory=list)  # the result as the policy reads it
@@ -114,7 +106,7 @@ class Tree:
         parent = self.nodes[leaf].parent
         return [leaf] if parent == PROMPT else [*self.path(parent), leaf]
 
-    def descends(self) -> torch.Tensor:
+    def descends(self) -> Tensor:
         """D (N, M), 0/1: leaf m passes through node n."""
         paths = [set(self.path(leaf)) for leaf in self.leaves()]
         return torch.tensor([[float(n in path) for path in paths] for n in range(len(self.nodes))])
@@ -126,95 +118,165 @@ class Tree:
         return Tree(self.prompt, [replace(self.nodes[n], parent=place[self.nodes[n].parent]) for n in order])
 
 
+def grow_trees(prompts: list[list[int]], keys: list[str], sampler, tools, config: RolloutConfig) -> list[Tree]:
+    """Grows a tree of exactly M leaves for each of Q prompts (lists of ids), all of them at once and wave by wave.
+
+    In a wave every row writes a turn, the branch rule decides where siblings start, and `tools.submit(call)` answers.
+    `keys` (Q) name the randomness: the same prompt, key and weights give the same tree, whatever grows beside it.
+    """
+
+    def begin(row: Row, turn: Sample) -> None:  # the moment a row stops: its tool runs while others decode
+        if turn.stopped == "call":
+            text = sampler.tokenizer.decode(row.ids[row.turn_start :] + turn.ids)
+            row.pending = begin_call(tools, text, row.called, config)
+
+    sampler.prefill(prompts)
+    growing = [GrowingTree(prompt, key, q, config, sampler) for q, (prompt, key) in enumerate(zip(prompts, keys))]
+    while places := [(tree, row) for tree in growing for row in tree.rows]:
+        turns = sampler([row for _, row in places], config.temperature, begin)
+        for i, ((tree, row), turn) in enumerate(zip(places, turns)):
+            tree.sample(row, turn, source=i)
+        for tree in growing:
+            tree.fork()
+        for tree, row in places:
+            if row.pending:
+                tree.observe(row)
+        for tree in growing:
+            tree.top_up()
+    return [tree.tree.sorted() for tree in growing]
+
+
 @dataclass(eq=False)
-class Path:
-    """A trajectory while it is sampled: a row of the sampler, which reads the first five fields."""
+class Row:
+    """A trajectory while it is sampled. The sampler reads the first five fields."""
 
     key: str  # names its randomness: token t depends on (key, t) and on nothing else
     ids: list[int]  # prompt and everything after it
     source: int  # row of the sampler's last call whose cache the ids begin with
     turn_start: int  # where the current turn begins in ids
-    limit: int = 0  # tokens that the next call may sample; 0 keeps the cache and samples nothing
+    stop_at: int  # length of ids at which the current turn must end
     rank: int = 0  # among the siblings at its node
     node: int = PROMPT  # that it last finished
-    wave: int = 0  # of the tree, to which the current turn belongs
     called: tuple[str, ...] = ()  # the tools of its calls so far; "" where the call was malformed
     initial_entropy: float = math.nan  # H_initial
     last_entropy: float = math.nan  # of the last finished turn
-    may_branch: bool = True  # top-up paths may not
-    start: "Path | None" = None  # a copy from when the turn began, if it is the first to leave its node
-    turn: Sample = field(default_factory=Sample)  # sampled since its node
+    entropy: float = math.nan  # H_t of the result that it left last
+    may_branch: bool = True  # rows of the top-up may not
+    pending: tuple | None = None  # the call that ended its turn, and the future of its result
+    start: "Row | None" = None  # as it left a result, if it was the first to do so: here siblings begin
 
 
-def uniform(key: str, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but its two arguments."""
-    digest = hashlib.blake2b(f"{key}@{position}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
+class GrowingTree:
+    """One tree while it grows. Every wave all its rows take a turn, so it depends on nothing but its key."""
 
+    def __init__(self, prompt: list[int], key: str, source: int, config: RolloutConfig, sampler: "Sampler"):
+        self.tree, self.key, self.config, self.tokenizer = Tree(prompt), key, config, sampler.tokenizer
+        self.norm = math.log(sampler.vocab_size) if config.entropy_norm == "log_vocab" else sampler.vocab_size
+        self.source = source  # a row of the sampler's last call that begins with this prompt
+        self.end = len(prompt) + config.max_completion_length
+        self.rows: list[Row] = []  # those that go on
+        self.candidates: list[Row] = []  # those that took their first turn after a result in this wave
+        self.budget, self.wave = config.num_generations, 0
+        self._start(config.num_initial or config.num_generations, may_branch=True)
 
-class _Step(LogitsProcessor):
-    """One decoding step of B rows: notes entropies, draws tokens, and stops rows.
+    def _start(self, count: int, may_branch: bool) -> None:
+        """Fresh trajectories from the prompt."""
+        first, prompt = self.config.num_generations - self.budget, self.tree.prompt
+        stop_at = min(self.end, len(prompt) + self.config.max_turn_tokens)
+        own = dict(source=self.source, turn_start=len(prompt), stop_at=stop_at, may_branch=may_branch)
+        self.rows += [Row(f"{self.key}/{n}", prompt, rank=n, **own) for n in range(first, first + count)]
+        self.budget -= count
 
-    It sees the raw logits (B, V) and draws by inverse CDF from each row's own randomness; all other tokens get -inf,
-    so that `generate`, decoding greedily, takes the drawn one. A closing tag may be several tokens and may end inside
-    one: only rows that drew a token which may complete it are decoded.
-    """
+    def sample(self, row: Row, turn: Sample, source: int) -> None:
+        """Makes a node of a sampled turn. The first row that leaves a result makes it a candidate for a fork."""
+        row.ids, row.source, self.source = row.ids + turn.ids, source, source
+        self.tree.nodes.append(Node(**vars(turn), parent=row.node, rank=row.rank))
+        measured = turn.entropies[: self.config.entropy_tokens]
+        row.last_entropy = sum(measured) / len(measured)
+        if row.node == PROMPT:
+            row.initial_entropy = row.last_entropy
+        row.node = len(self.tree.nodes) - 1
+        if row.start:
+            row.entropy = row.last_entropy if self.config.entropy_timing == "after" else row.start.last_entropy
+            self.candidates.append(row)
+        if turn.stopped != "call":
+            self.rows.remove(row)
 
-    def __init__(self, sampler: "Sampler", rows: list[Path], quorum: float, on_stop):
-        self.sampler, self.rows, self.on_stop = sampler, rows, on_stop
-        self.samples, self.done = [Sample() for _ in rows], [row.limit == 0 for row in rows]
-        self.enough = len(rows) - math.floor((1 - quorum) * self.done.count(False))
-        self.logprobs, self.entropies = [], []  # a tensor (B,) a step
+    def fork(self) -> None:
+        """Applies the branch rule to the wave's candidates; where the budget is short, the highest P_t goes first."""
+        cfg, ready = self.config, sorted(self.candidates, key=lambda row: row.start.key)
+        deltas = [(row.entropy - row.start.initial_entropy) / self.norm for row in ready]
+        if cfg.shuffle_entropy:
+            order = sorted(range(len(ready)), key=lambda i: uniform(f"{self.key}/shuffle{self.wave}", i))
+            deltas = [deltas[i] for i in order]
+        for delta, row in sorted(zip(deltas, ready), key=lambda pair: -cfg.entropy_weight * pair[0]):
+            self._decide(row, delta)
+        self.candidates, self.wave = [], self.wave + 1
 
-    def __call__(self, input_ids, logits):
-        logp, temperature = logits.float().log_softmax(-1), self.sampler.temperature
-        self.entropies.append(-(logp.exp() * logp).nan_to_num().sum(-1))
-        if temperature == 0:
-            tokens = logp.argmax(-1, keepdim=True)
-        else:
-            logp = logp if temperature == 1 else (logits.float() / temperature).log_softmax(-1)
-            cdf, step = logp.double().exp().cumsum(-1), len(self.logprobs)
-            u = torch.tensor([[uniform(row.key, len(row.ids) + step)] for row in self.rows], dtype=torch.double)
-            tokens = torch.searchsorted(cdf, u.to(cdf.device) * cdf[:, -1:], right=True)
-        self.logprobs.append(logp.gather(-1, tokens).squeeze(-1))
-        if not self.finished():
-            self._note(tokens.flatten().tolist())
-        return torch.full_like(logits, -torch.inf).scatter(-1, tokens, 0.0)
+    def _decide(self, row: Row, delta: float) -> None:
+        """ΔH_t to P_t to a verdict, which is kept at the node of the result."""
+        cfg, start = self.config, row.start
+        prob = cfg.base_prob + cfg.entropy_weight * delta
+        bar = cfg.threshold if cfg.branch_rule == "threshold" else uniform(f"{start.key}/coin", len(start.ids))
+        new = min(cfg.fan_out, self.budget) if prob > bar else 0
+        seen = row.entropy, start.initial_entropy, delta, prob, bar, self.wave
+        self.tree.nodes[start.node].decision = Decision(*seen, new)
+        if new:
+            self._branch(row, new)
 
-    def finished(self) -> bool:
-        return sum(self.done) >= self.enough
+    def _branch(self, row: Row, new: int) -> None:
+        """Starts `new` siblings of the row's turn right after the result, or after the turn's probe tokens."""
+        start, turn = row.start, self.tree.nodes[row.node]
+        node, ids = start.node, start.ids
+        cut = min(self.config.entropy_tokens, len(turn.ids) - 1) if self.config.fork_at == "probe" else 0
+        if cut:
+            parts = [turn.ids, turn.logprobs, turn.entropies]
+            self.tree.nodes.append(Node(*(part[:cut] for part in parts), "probe", turn.parent, turn.rank))
+            turn.ids, turn.logprobs, turn.entropies = (part[cut:] for part in parts)
+            node = turn.parent = len(self.tree.nodes) - 1
+            turn.rank, ids = 0, ids + self.tree.nodes[-1].ids
+        for z in range(1, new + 1):
+            own = dict(key=f"{start.key}/{len(ids)}.{z}", ids=ids, source=row.source, node=node, rank=z)
+            self.rows.append(replace(start, **own))
+        self.budget -= new
 
-    def _note(self, tokens: list[int]) -> None:
-        for i, (token, row, sample) in enumerate(zip(tokens, self.rows, self.samples)):
-            if not self.done[i]:
-                sample.ids.append(token)
-                if token in self.sampler.may_stop:
-                    sample.stopped = self._reason(row.ids[row.turn_start :] + sample.ids)
-                if not sample.stopped and len(sample.ids) >= row.limit:
-                    sample.stopped = "length"
-                if sample.stopped:
-                    self.done[i] = True
-                    self.on_stop(i, sample)
+    def observe(self, row: Row) -> None:
+        """Puts a tool's result behind the turn that asked for it, or ends the path at one of its limits."""
+        (call, future), row.pending = row.pending, None
+        node, result = self.tree.nodes[row.node], future.result() if future else None
+        node.call, node.result = call, result
+        row.called += (call.tool if call else "",)
+        observation = encode_result(self.tokenizer, result.text, self.config.max_result_tokens) if result else []
+        if result is None or len(row.ids + observation) >= self.end:
+            node.stopped = "calls" if result is None else "length"
+            self.rows.remove(row)
+            return
+        node.observation = observation
+        row.ids = row.ids + observation
+        row.turn_start, row.rank = len(row.ids), 0
+        row.stop_at = min(self.end, len(row.ids) + self.config.max_turn_tokens)
+        row.start = replace(row, start=None) if row.may_branch else None
 
-    def _reason(self, turn: list[int]) -> str:
-        if turn[-1] in self.sampler.end_ids:
-            return "end"
-        text, before = self.sampler.tokenizer.batch_decode([turn[-16:], turn[-16:-1]])  # no tag is longer
-        return "call" if any(text.count(tag) > before.count(tag) for tag in CLOSING_TAGS) else ""
+    def top_up(self) -> None:
+        """Spends what is left of the budget once nothing goes on."""
+        if not self.rows:
+            self._start(self.budget, may_branch=False)
 
 
 class Sampler:
     """Continues rows of token ids with `generate`, feeding only what the KV cache lacks.
 
-    After a call the cache holds that call's B rows. A row of the next call names one of them as its source and shares
-    a prefix with it. Whether it goes on, got a tool result, or is a fork: its cached prefix is gathered out of the
-    source's columns (keys carry their positions, so columns may move), and the rest is fed. `counts`: prefilled
-    (prompt and result tokens fed for the first time), refed (fed again because a row needs a last token to sample
-    from), decoded (sampled tokens), holes (columns fed for nothing: padding, and rows that had stopped already).
+    After a call the cache holds that call's B rows. A row of the next call, whether it goes on or is a fork, names one
+    of them as its source: the prefix they share is gathered out of the source's columns (keys carry their positions,
+    so columns may move), and the rest is fed. `counts`: prefilled (prompt and result tokens fed for the first time),
+    refed (fed again, for want of a token to sample from), decoded (sampled tokens), holes (columns fed for nothing:
+    padding, and rows that had stopped already).
     """
 
-    def __init__(self, model, tokenizer, temperature: float = 1.0):
-        self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
+    lock = threading.Lock()  # of all samplers, held while rows are sampled; in between, a tool may use the model
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
         ends = model.generation_config.eos_token_id
         self.end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -225,18 +287,6 @@ class Sampler:
         self.may_stop = self.end_ids | {t for t, piece in enumerate(pieces) if may_close(piece or "")}
         self.counts: Counter = Counter()
 
-    @torch.no_grad()
-    def _forward(self, rows: list[list[int]], mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """Appends rows of ids, right-aligned, to a cache with its mask (B, C); returns the mask of both."""
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=mask.device)
-        real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=mask.device)
-        mask = torch.cat([mask, real], dim=1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-        self.model(ids, mask.long(), positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self.counts["holes"] += int((~real).sum())
-        return mask
-
     def prefill(self, prompts: list[list[int]]) -> None:
         """Feeds each prompt once; prompt q is then row q."""
         self.cache, self.ids = DynamicCache(), prompts
@@ -244,13 +294,32 @@ class Sampler:
         self.mask = self._forward(prompts, nothing, self.cache)  # True at each row's real columns of the cache (B, C)
         self.counts["prefilled"] += sum(map(len, prompts))
 
-    def _gather(self, rows: list[Path]) -> list[list[int]]:
-        """Brings the cache into the order of `rows`; returns the ids of each that are still to be fed."""
+    def __call__(self, rows: list[Row], temperature: float, on_stop: Callable[[Row, Sample], None]) -> list[Sample]:
+        """Samples a turn of each row; `on_stop(row, turn)` is called as a row stops."""
+        draw = Draw(self, rows, temperature, on_stop)
+        with self.lock:
+            self._feed(self._gather(rows))
+            steps = self._generate(rows, draw)
+        lengths = [len(sample.ids) for sample in draw.samples]
+        fed = torch.arange(steps - 1, device=self.mask.device)  # the token sampled last is not fed yet
+        self.mask = torch.cat([self.mask, fed < torch.tensor(lengths, device=fed.device)[:, None]], dim=1)
+        self.ids = [row.ids + sample.ids for row, sample in zip(rows, draw.samples)]
+        self.counts.update(decoded=sum(lengths), holes=steps * len(rows) - sum(lengths))
+        return draw.samples
+
+    def _gather(self, rows: list[Row]) -> list[list[int]]:
+        """Brings the cache into the order of `rows`; returns the ids of each that are still to be fed.
+
+        Say row 0 of the last call began with "p q" and sampled "a b"; it is cached as "p q a", since the last token
+        is never fed. A row from source 0 that got a result has ids "p q a b R S": its "p q a" are kept, and "b R S"
+        is returned. A fork from source 0 has ids "p q": "p" is kept, and "q" returned, since there must be a token to
+        sample from. The new cache is right-aligned: "p q a" and ". . p", where a dot is a hole.
+        """
         cached, kept = self.mask.sum(-1).tolist(), []
         for row in rows:
             shared = len(commonprefix([self.ids[row.source], row.ids]))
             known = min(shared, cached[row.source])  # of the rest, a token sampled last is shared but not yet fed
-            kept.append(min(known, len(row.ids) - 1))  # at least one token must be fed
+            kept.append(min(known, len(row.ids) - 1))
             self.counts["refed"] += known - kept[-1]
             self.counts["prefilled"] += len(row.ids) - shared
         sources = torch.tensor([row.source for row in rows], device=self.mask.device)
@@ -266,7 +335,8 @@ class Sampler:
     def _feed(self, pending: list[list[int]]) -> None:
         """Feeds what each row lacks but for its last token, from which `generate` goes on.
 
-        Rows that lack about as much go together, so that one that read a short result is not padded to a long one.
+        After the example above the first row lacks "b R", the fork nothing: the cache becomes "p q a b R" and
+        ". . p . .". Rows that lack about as much go together, so that few are padded to a long result.
         """
         lengths, cached = [len(ids) - 1 for ids in pending], self.mask.shape[1]
         self.mask = pad(self.mask, (0, max(lengths)))
@@ -283,174 +353,84 @@ class Sampler:
                 layer.keys[group, :, -width:] = fed.keys[:, :, -width:]
                 layer.values[group, :, -width:] = fed.values[:, :, -width:]
 
-    def __call__(self, rows: list[Path], quorum: float = 1.0, on_stop=lambda i, sample: None) -> list[Sample]:
-        """Samples until the quorum of rows has stopped; `on_stop(i, sample)` is called as row i stops."""
-        self._feed(self._gather(rows))
+    @torch.no_grad()
+    def _forward(self, rows: list[list[int]], mask: Tensor, cache: DynamicCache) -> Tensor:
+        """Appends rows of ids, right-aligned, to a cache with its mask (B, C); returns the mask of both."""
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=mask.device)
+        real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=mask.device)
+        mask = torch.cat([mask, real], dim=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        self.model(ids, mask.long(), positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.counts["holes"] += int((~real).sum())
+        return mask
+
+    def _generate(self, rows: list[Row], draw: "Draw") -> int:
+        """Decodes from each row's last token until all rows have stopped; returns the steps that took."""
         self.mask = pad(self.mask, (0, 1), value=True)
         tape = torch.full(self.mask.shape, self.pad, device=self.mask.device)  # `generate` feeds what is not cached:
         tape[:, -1] = torch.tensor([row.ids[-1] for row in rows])  # the last column
-        step, limit = _Step(self, rows, quorum, on_stop), max(row.limit for row in rows)
-        stop = lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], step.finished(), dtype=torch.bool)
+        limit = max(row.stop_at - len(row.ids) for row in rows)
         settings = GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=self.pad)
+        stop = lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], all(draw.done), dtype=torch.bool)
         inputs = dict(input_ids=tape, attention_mask=self.mask.long(), past_key_values=self.cache)
-        more = dict(logits_processor=[step], stopping_criteria=[stop], generation_config=settings)
-        out = self.model.generate(**inputs, **more)
-        steps = out.shape[1] - tape.shape[1]
-        if self.cache.get_seq_length() != out.shape[1] - 1:  # a cache that ended elsewhere was fed twice, silently
-            raise RuntimeError(f"the cache holds {self.cache.get_seq_length()} columns, expected {out.shape[1] - 1}")
-        logprobs, entropies = torch.stack(step.logprobs, 1).tolist(), torch.stack(step.entropies, 1).tolist()
-        for i, sample in enumerate(step.samples):
-            sample.logprobs, sample.entropies = logprobs[i][: len(sample.ids)], entropies[i][: len(sample.ids)]
-        lengths = torch.tensor([len(sample.ids) for sample in step.samples], device=out.device)
-        self.mask = torch.cat([self.mask, torch.arange(steps - 1, device=out.device) < lengths[:, None]], dim=1)
-        self.ids = [row.ids + sample.ids for row, sample in zip(rows, step.samples)]
-        self.counts.update(decoded=int(lengths.sum()), holes=steps * len(rows) - int(lengths.sum()))
-        return step.samples
+        more = dict(logits_processor=[draw], stopping_criteria=[stop], generation_config=settings)
+        length = self.model.generate(**inputs, **more).shape[1]
+        if self.cache.get_seq_length() != length - 1:  # a cache that ended elsewhere was fed twice, silently
+            raise RuntimeError(f"the cache holds {self.cache.get_seq_length()} columns, expected {length - 1}")
+        return length - tape.shape[1]
 
 
-class Growth:
-    """One tree while it grows. Its waves are logical: a path's turns are numbered, and a wave is decided when no path
-    has a turn of it left to finish. Nothing here depends on the clock or on other trees, so the tree does not."""
+class Draw(LogitsProcessor):
+    """The decoding steps of B rows: notes entropies, draws tokens, and says which rows have stopped.
 
-    def __init__(self, prompt: list[int], key: str, source: int, config: RolloutConfig, vocab_size: int):
-        self.tree, self.key, self.config = Tree(prompt), key, config
-        self.norm = math.log(vocab_size) if config.entropy_norm == "log_vocab" else vocab_size
-        self.source = source  # a row of the last call that begins with this prompt
-        self.paths: list[Path] = []  # those that go on
-        # Undecided forks: H_t, the path that left a result first, its copy from then, the turn it took.
-        self.candidates: list[tuple[float, Path, Path, int]] = []
-        self.budget = config.num_generations
-        self._start(config.num_initial, may_branch=True)
-
-    def _start(self, count: int, may_branch: bool) -> None:
-        """Fresh trajectories from the prompt."""
-        first, prompt = self.config.num_generations - self.budget, self.tree.prompt
-        for n in range(first, first + count):
-            self.paths.append(Path(f"{self.key}/{n}", prompt, self.source, len(prompt), rank=n, may_branch=may_branch))
-        self.budget -= count
-
-    def _room(self, path: Path) -> int:
-        return self.config.max_completion_length - (len(path.ids) - len(self.tree.prompt))
-
-    def rows(self) -> list[Path]:
-        """What the next call must hold: paths that go on, and ended ones (limit 0) that may yet be forked."""
-        rows = self.paths + [path for _, path, _, _ in self.candidates if path not in self.paths]
-        for path in rows:
-            limit = min(self._room(path), self.config.max_turn_tokens - (len(path.ids) - path.turn_start))
-            path.limit = limit if path in self.paths else 0
-        return rows
-
-    def sample(self, path: Path, sample: Sample) -> None:
-        """Adds what was sampled; a finished turn becomes a node, and a candidate if it left a result first."""
-        old, path.ids = path.turn, path.ids + sample.ids
-        lists = old.ids + sample.ids, old.logprobs + sample.logprobs, old.entropies + sample.entropies
-        turn = path.turn = Sample(*lists, sample.stopped)
-        if not turn.stopped:
-            return
-        measured = turn.entropies[: self.config.entropy_tokens]
-        self.tree.nodes.append(Node(**vars(turn), parent=path.node, rank=path.rank))
-        path.last_entropy = sum(measured) / len(measured)
-        if path.node == PROMPT:
-            path.initial_entropy = path.last_entropy
-        path.node = len(self.tree.nodes) - 1
-        if path.start:
-            entropy = path.last_entropy if self.config.entropy_timing == "after" else path.start.last_entropy
-            self.candidates.append((entropy, path, path.start, path.node))
-        if turn.stopped != "call":
-            self.paths.remove(path)
-
-    def observe(self, path: Path, call: ToolCall | None, result: ToolResult | None, observation: list[int]) -> None:
-        """Puts a tool's result behind the turn that asked for it, or ends the path at one of its limits."""
-        node = self.tree.nodes[path.node]
-        node.call, node.result = call, result
-        path.called += (call.tool if call else "",)
-        if result is None or len(observation) >= self._room(path):
-            node.stopped = "calls" if result is None else "length"
-            self.paths.remove(path)
-            return
-        node.observation = observation
-        path.ids = path.ids + observation
-        path.turn_start, path.wave, path.rank, path.turn = len(path.ids), path.wave + 1, 0, Sample()
-        path.start = replace(path, start=None, turn=Sample()) if path.may_branch else None
-
-    def fork(self) -> None:
-        """Decides every wave that all paths have left behind, and tops up a tree that has come to rest."""
-        while self.candidates:
-            wave = min(start.wave for _, _, start, _ in self.candidates)
-            if any(path.wave <= wave for path in self.paths):
-                return
-            ready = sorted((c for c in self.candidates if c[2].wave == wave), key=lambda c: c[2].key)
-            self.candidates = [c for c in self.candidates if c not in ready]
-            self._decide(ready, wave)
-        if not self.paths:
-            self._start(self.budget, may_branch=False)
-
-    def _decide(self, ready: list, wave: int) -> None:
-        """Applies the branch rule to a wave's candidates; where the budget is short, highest P_t first."""
-        cfg = self.config
-        deltas = [(entropy - start.initial_entropy) / self.norm for entropy, _, start, _ in ready]
-        if cfg.shuffle_entropy:
-            order = sorted(range(len(ready)), key=lambda i: uniform(f"{self.key}/shuffle{wave}", i))
-            deltas = [deltas[i] for i in order]
-        for delta, candidate in sorted(zip(deltas, ready), key=lambda pair: -cfg.entropy_weight * pair[0]):
-            entropy, path, start, child = candidate
-            prob = cfg.base_prob + cfg.entropy_weight * delta
-            coin = uniform(f"{start.key}/coin", len(start.ids))
-            bar = cfg.threshold if cfg.branch_rule == "threshold" else coin
-            new = min(cfg.fan_out, self.budget) if prob > bar else 0
-            decision = Decision(entropy, start.initial_entropy, delta, prob, bar, wave, new)
-            self.tree.nodes[start.node].decision = decision
-            self._branch(path, start, child, new)
-
-    def _branch(self, path: Path, start: Path, child_index: int, new: int) -> None:
-        """Starts `new` siblings of a turn right after the result, or after the turn's probe tokens."""
-        node, ids, child = start.node, start.ids, self.tree.nodes[child_index]
-        cut = min(self.config.entropy_tokens, len(child.ids) - 1) if self.config.fork_at == "probe" else 0
-        if new and cut:
-            parts = [child.ids, child.logprobs, child.entropies]
-            self.tree.nodes.append(Node(*(part[:cut] for part in parts), "probe", child.parent, child.rank))
-            child.ids, child.logprobs, child.entropies = (part[cut:] for part in parts)
-            child.parent, child.rank = len(self.tree.nodes) - 1, 0
-            node, ids = child.parent, ids + self.tree.nodes[-1].ids
-        for z in range(1, new + 1):
-            own = dict(key=f"{start.key}/{len(ids)}.{z}", ids=ids, source=path.source, node=node, rank=z, turn=Sample())
-            self.paths.append(replace(start, wave=start.wave + 1, **own))
-        self.budget -= new
-
-
-def grow_trees(prompts, keys, sampler, tools, tokenizer, config: RolloutConfig) -> list[Tree]:
-    """Grows a tree of exactly M leaves for each of Q prompts (lists of ids), all of them at once.
-
-    `keys` (Q strings) name the randomness: the same prompt, key and weights give the same tree, however many trees
-    are grown together. `tools` has `submit(call) -> Future[ToolResult]`.
+    It sees the raw logits (B, V) and draws by inverse CDF from each row's own randomness; all other tokens get -inf,
+    so that `generate`, decoding greedily, takes the drawn one. A closing tag may be several tokens and may end inside
+    one: only rows that drew a token which may complete it are decoded.
     """
-    sampler.prefill(prompts)
-    growths = [Growth(prompt, key, q, config, sampler.vocab_size) for q, (prompt, key) in enumerate(zip(prompts, keys))]
-    while places := [(growth, path) for growth in growths for path in growth.rows()]:
-        calls = {}
 
-        def begin(i: int, sample: Sample) -> None:  # the moment row i stops: its tool runs while others decode
-            path = places[i][1]
-            if sample.stopped == "call":
-                turn = tokenizer.decode(path.ids[path.turn_start :] + sample.ids)
-                calls[i] = begin_call(tools, turn, path.called, config.max_tool_calls, config.tool_limits)
+    def __init__(self, sampler: Sampler, rows: list[Row], temperature: float, on_stop: Callable[[Row, Sample], None]):
+        self.sampler, self.rows, self.temperature, self.on_stop = sampler, rows, temperature, on_stop
+        self.samples, self.done = [Sample() for _ in rows], [False] * len(rows)
 
-        with SAMPLING:
-            samples = sampler([path for _, path in places], config.wave_quorum, begin)
-        for i, ((growth, path), sample) in enumerate(zip(places, samples)):
-            path.source = growth.source = i
-            growth.sample(path, sample)
-            if i in calls:
-                call, future = calls[i]
-                result = future.result() if future else None
-                observation = encode_result(tokenizer, result.text, config.max_result_tokens) if result else []
-                growth.observe(path, call, result, observation)
-        for growth in growths:
-            growth.fork()
-    return [growth.tree.sorted() for growth in growths]
+    def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        logp = logits.float().log_softmax(-1)
+        entropies = -(logp.exp() * logp).nan_to_num().sum(-1)  # (B,)
+        if self.temperature == 0:
+            tokens = logp.argmax(-1, keepdim=True)
+        else:
+            logp = logp if self.temperature == 1 else (logits.float() / self.temperature).log_softmax(-1)
+            cdf, places = logp.double().exp().cumsum(-1), zip(self.rows, self.samples)
+            u = [[uniform(row.key, len(row.ids) + len(sample.ids))] for row, sample in places]
+            u = torch.tensor(u, dtype=torch.double, device=cdf.device)
+            tokens = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)  # (B, 1)
+        drawn = torch.cat([tokens.double(), logp.gather(-1, tokens).double(), entropies.double()[:, None]], dim=1)
+        for i, (token, logprob, entropy) in enumerate(drawn.tolist()):
+            if not self.done[i]:
+                self._note(i, int(token), logprob, entropy)
+        return torch.full_like(logits, -torch.inf).scatter(-1, tokens, 0.0)
+
+    def _note(self, i: int, token: int, logprob: float, entropy: float) -> None:
+        row, sample = self.rows[i], self.samples[i]
+        sample.ids.append(token)
+        sample.logprobs.append(logprob)
+        sample.entropies.append(entropy)
+        if token in self.sampler.may_stop:
+            sample.stopped = self._reason(row.ids[row.turn_start :] + sample.ids)
+        if not sample.stopped and len(row.ids) + len(sample.ids) >= row.stop_at:
+            sample.stopped = "length"
+        if sample.stopped:
+            self.done[i] = True
+            self.on_stop(row, sample)
+
+    def _reason(self, turn: list[int]) -> str:
+        if turn[-1] in self.sampler.end_ids:
+            return "end"
+        text, before = self.sampler.tokenizer.batch_decode([turn[-16:], turn[-16:-1]])  # no tag is longer
+        return "call" if any(text.count(tag) > before.count(tag) for tag in closing_tags()) else ""
 
 
-if __name__ == "__main__":
-    from eval import tree_command  # a command stands above everything, so this import alone looks forward
-
-    tree_command()
+def uniform(key: str, position: int) -> float:
+    """A number in [0, 1) that depends on nothing but its two arguments."""
+    digest = hashlib.blake2b(f"{key}@{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53

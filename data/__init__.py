@@ -1,8 +1,7 @@
-"""The records that every other module speaks in, and the one door to questions: `load_questions`.
+"""The records that every other module speaks in: a question, a passage of text, an action of an expert.
 
-A `Question` has accepted answers and a metric (`grading.py`). It comes from the built-in world
-(`world.py`: text generated from a seed), from a public benchmark or from a file (`benchmarks.py`).
-Left out here: every tool; running a `Step` is the business of `tools.py`.
+A `Question` has accepted answers and a metric (`grading.py`). Where questions come from is the business of
+`benchmarks.py`, and running an `Action` that of `tools.py`. This module imports nothing of the project.
 """
 
 from dataclasses import dataclass
@@ -31,24 +30,12 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Step:
+class Action:
+    """One turn of an expert: a thought, and then a tool call or the answer."""
+
     think: str
-    tool: str  # "python", "search", "browse" or "answer"
+    tool: str  # the name of a tool, or ANSWER
     content: str
 
 
-def load_questions(name_or_path: str, split: str, count: int | None = None) -> list[Question]:
-    """Questions of the built-in "world", a benchmark, a hub set "owner/name", or a JSONL or parquet file.
-
-    `split` is train, dev or test, which share no question; or "all", to be judged on: the test split of a set,
-    and the whole of a file. ValueError or OSError says in one line what is wrong.
-    """
-    from data.benchmarks import load  # here, because these two import the records above
-    from data.world import World
-
-    if split not in (*WORLD_SEEDS, "all"):
-        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(WORLD_SEEDS)}, all")
-    if name_or_path != "world":
-        return load(name_or_path, split)[:count]
-    seed = WORLD_SEEDS.get(split, WORLD_SEEDS["test"])
-    return World(seed).questions(1200 if count is None else count, seed)
+ANSWER = "answer"  # what `Action.tool` is in an expert's last turn

@@ -1,4 +1,4 @@
-"""Public question sets by name, and how a row of any of them, or of your own file, becomes a `Question`.
+"""Questions by name: the built-in world, public sets, your own files, mixtures; how a row becomes a `Question`.
 
 Rows come from the Hugging Face hub (needs `datasets`), from parquet files (needs `pyarrow`) or from JSON
 and JSONL files; `conversations.py` reads rows through the same functions. HLE, SimpleQA, WebWalkerQA and
@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import Question
+from data import WORLD_SEEDS, Question
 from data.grading import METRICS, unboxed
+from data.world import World
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,42 @@ QUESTION_KEYS = ("question", "problem", "Question", "prompt")
 ANSWER_KEYS = ("answer", "Answer", "Final answer", "golden_answers")
 
 
-def load(name: str, split: str) -> list[Question]:
-    """A split's questions of a file, a benchmark or a hub set: train, dev, test, or "all" that can be judged on."""
+def load_questions(data: str, split: str, count: int | None = None) -> list[Question]:
+    """Questions of one source, or of a mixture with weights: "gsm8k=0.3,world=0.7".
+
+    A source is the built-in "world", a benchmark, a hub set "owner/name", or a file (.json, .jsonl, .parquet). `split`
+    is train, dev or test, which share no question; or "all", to be judged on: the test split of a set, and the whole
+    of a file. A mixture holds of each source what its weight says, as many as there are without repeating any.
+    ValueError or OSError says in one line what is wrong.
+    """
+    parts = [part.rpartition("=") for part in data.split(",")]
+    if len(parts) == 1 and not parts[0][1]:
+        return load(data, split, count)
+    if not all(name and re.fullmatch(r"\d*\.?\d+", weight) and float(weight) for name, _, weight in parts):
+        raise ValueError(f"--data {data}: expected one source, or name=weight,name=weight with weights above 0")
+    sources = [(load(name, split), float(weight)) for name, _, weight in parts]
+    unit = min(len(questions) / weight for questions, weight in sources)
+    if count:
+        unit = min(unit, count / sum(weight for _, weight in sources))
+    return [question for questions, weight in sources for question in questions[: round(unit * weight)]]
+
+
+def sources_of(data: str) -> list[str]:
+    """The names of a mixture's sources, or the one there is."""
+    return [part.partition("=")[0] for part in data.split(",")]
+
+
+def load(name: str, split: str, count: int | None = None) -> list[Question]:
+    """Questions of one source; see `load_questions`."""
+    if split not in (*WORLD_SEEDS, "all"):
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(WORLD_SEEDS)}, all")
+    if name == "world":
+        return World.of(split).questions(1200 if count is None else count, WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
+    return _load_set(name, split)[:count]
+
+
+def _load_set(name: str, split: str) -> list[Question]:
+    """A split's questions of a file, a benchmark or a hub set."""
     path = Path(name)
     key = re.sub(r"[^a-z0-9]", "", (path.stem if path.suffix in READERS else name).lower())
     key = ALIASES.get(key, key)
@@ -95,8 +130,6 @@ def _part(questions: list[Question], split: str, name: str) -> list[Question]:
     start, end = (round(share * len(questions)) for share in shares[place : place + 2])
     return questions[start:end]
 
-
-# ---------------------------------------------------------------------------------- where rows come from
 
 Rows = list[tuple[str, object]]  # (such as "line 3", the row)
 
@@ -178,9 +211,6 @@ def naming(source: str, place: str):
         yield
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"{source}, {place}: {_first_line(error)}") from None
-
-
-# ---------------------------------------------------------------------------------- from a row to a question
 
 
 def _questions(rows: Rows, source: str, key: str, metric: str) -> list[Question]:

@@ -3,7 +3,7 @@
 Three shapes of rows are known: messages (ShareGPT's `conversations` of from and value, OpenAI's `messages` of
 role and content), Alpaca's `instruction`, `input` and `output`, and STILL's thought and solution. Results stand
 in messages of their own, or in the policy's text as `<result>…</result>`. System prompts in the data are dropped:
-the policy learns under the one it will act under. Left out: format and length, which `train.py` checks.
+the policy learns under the one it will act under. Left out: format and length, which `demonstrations.py` checks.
 """
 
 import re
@@ -11,7 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from data import ANSWER
 from data.benchmarks import READERS, Benchmark, as_record, hub_rows, naming, repair
+from data.format import THINK, split_results, tagged, without_result_tags
 from data.grading import unboxed
 
 SETS = {  # in the first two a whole trajectory stands in one text; the last knows no tools
@@ -19,12 +21,14 @@ SETS = {  # in the first two a whole trajectory stands in one text; the last kno
     "tool-star": Benchmark("dongguanting/Tool-Star-SFT-54K", "train", 53_971, "", "see its card"),
     "still": Benchmark("RUC-AIBOX/long_form_thought_data_5k", "train", 4_922, "", "see its card"),
 }
+SETS_BY_NAME = {
+    name.lower(): known for key, known in SETS.items() for name in (key, known.hub, known.hub.split("/")[1])
+}
 ROLES = {
     "human": "question", "user": "question", "gpt": "policy", "assistant": "policy", "function_call": "policy",
     "observation": "result", "tool": "result", "function": "result", "function_response": "result",
     "system": "none", "developer": "none",
 }  # fmt: skip
-RESULT = re.compile(r"(?s)<result>(.*?)</result>")
 SOLVED = re.compile(r"(?s)<\|begin_of_thought\|>(.*)<\|end_of_thought\|>\s*<\|begin_of_solution\|>(.*\\boxed\{.*)")
 
 
@@ -45,8 +49,7 @@ def load_conversations(name: str) -> tuple[list[Conversation], dict[str, str]]:
     ValueError or OSError says in one line what is wrong with the name, the set or the file.
     """
     path, low = Path(name), name.lower()
-    named = (ours for key, ours in SETS.items() if low == key or f"/{ours.hub}".lower().endswith(f"/{low}"))
-    hub_set = next(named, Benchmark(name, "train", 0, "", ""))
+    hub_set = SETS_BY_NAME.get(low) or Benchmark(name, "train", 0, "", "")
     if path.suffix in READERS:
         rows = READERS[path.suffix](path)
     elif hub_set.hub.count("/") == 1 and not path.exists():
@@ -82,7 +85,7 @@ def _messages(record: dict) -> list[tuple[str, str]]:
         solved = SOLVED.search(record["combined_text"])
         if solved is None:
             raise Unusable("no boxed answer")
-        answer = f"<think>{solved[1]}</think><answer>{unboxed(solved[2])}</answer>"
+        answer = tagged(THINK, solved[1]) + tagged(ANSWER, unboxed(solved[2]))
         said = [("human", record.get("question")), ("gpt", answer)]
     elif "output" in record:
         asked = [record[key] for key in ("input", "instruction") if str(record.get(key) or "").strip()]
@@ -105,7 +108,7 @@ def _conversation(messages: list[tuple[str, str]]) -> tuple[str, list[tuple[str,
         if role == "question":
             raise Unusable("several questions")
         # Odd pieces are results. A message that is one may have the tags, too.
-        pieces = RESULT.split(text) if role == "policy" else ["", re.sub(r"^\s*<result>|</result>\s*$", "", text)]
+        pieces = split_results(text) if role == "policy" else ["", without_result_tags(text)]
         for place, piece in enumerate(pieces):
             if place % 2:
                 turns.append((written.strip(), piece.strip()))

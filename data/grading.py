@@ -27,9 +27,6 @@ THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}([, ])\d{3}(?:\1\d{3})*(?![\d,])
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
-# ---------------------------------------------------------------------------------- what is rewarded
-
-
 def exact_match(answer: str, golds: Iterable[str]) -> float:
     return _best(_exact, answer, golds)
 
@@ -81,9 +78,6 @@ def unboxed(text: str) -> str:
     return text.strip()
 
 
-# ---------------------------------------------------------------------------------- texts and numbers
-
-
 def as_number(text: str) -> Fraction | None:
     r"""The number that a whole text is, exactly, or None: "1,200", "1 1/2", "\frac12", "2e3", "$7.", "2 million"."""
     if len(text) > 100:  # a longer one would cost time, and is none that anybody asked for
@@ -133,8 +127,6 @@ def _f1(answer: str, gold: str) -> float:
     shared = sum((Counter(tokens) & Counter(gold_tokens)).values())
     return 2 * shared / (len(tokens) + len(gold_tokens)) if shared else 0.0
 
-
-# ---------------------------------------------------------------------------------- mathematics
 
 # A unit after a number: "5 cm", "864 inches^2", "35%". One letter counts only after a space: 5m is a product.
 WORD = r"[a-zA-Z]{3,}(?:[ /][a-zA-Z]+)*|[cmk]m(?:/h)?|kg|ft|in"

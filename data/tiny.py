@@ -3,7 +3,7 @@
 Both are made from scratch, and so small that a laptop trains and samples them. The tokenizer is Qwen2's
 own kind (lossless byte-level BPE, digits one by one) with few merges and a token for each tag, so that
 `AutoTokenizer` loads it like any other; the model knows nothing but what the cold start shows it. Left
-out: training (`train.py`), weights, and the meaning of the tags (`tools.py`).
+out: training (`train.py`), weights, and the meaning of the tags (`format.py`).
 """
 
 import json
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from tokenizers import pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2Tokenizer
 
-PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
-TAGS = [f"<{slash}{tag}>" for tag in ("think", "python", "search", "browse", "result", "answer") for slash in ("", "/")]
-SPECIAL = [PAD, END, USER, ASSISTANT, *TAGS]
+from data.format import tag_names
+
+PAD, END, USER, ASSISTANT = MARKS = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"  # the first tokens, in this order
 VOCAB_SIZE = 1024
 
 # The small model has no use for a system prompt: the cold start has shown it the format.
@@ -28,10 +28,11 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     """Learns the merges from texts. A word's token carries the space before it, so write tag contents with one."""
+    special = [*MARKS, *(f"<{slash}{name}>" for name in tag_names() for slash in ("", "/"))]
     bpe = Qwen2Tokenizer().backend_tokenizer  # for its splitting rule; its vocabulary is empty
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=SPECIAL,
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -39,7 +40,7 @@ def build_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges, unk_token=None, pad_token=PAD, eos_token=END)
-    tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -56,6 +57,6 @@ def tiny_config(vocab_size: int) -> Qwen2Config:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
-        pad_token_id=SPECIAL.index(PAD),
-        eos_token_id=SPECIAL.index(END),
+        pad_token_id=MARKS.index(PAD),
+        eos_token_id=MARKS.index(END),
     )

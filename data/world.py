@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from operator import add, mul, sub
 
-from data import DEMO_SEED, Passage, Question, Step
+from data import ANSWER, DEMO_SEED, WORLD_SEEDS, Action, Passage, Question
 
 FAMILIES = ("compute", "lookup1", "lookup2", "lookup3", "mixed", "page")
 
@@ -129,6 +129,11 @@ class World:
         self.passages = [Passage(e.title, e.address, _passage_text(e, rng)) for e in documents]
         self.pages = {p.address: _page_text(e, p.text, rng) for e, p in zip(documents, self.passages, strict=True)}
 
+    @classmethod
+    def of(cls, split: str) -> "World":
+        """The world that a split's questions are about; the test world for "all"."""
+        return cls(WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
+
     def _add_entities(self, kind: str, rng: random.Random) -> None:
         """Names of one kind, two in five of them in two regions."""
         names = [beginning + end for beginning in BEGINNINGS for end in KINDS[kind].endings.split()]
@@ -140,10 +145,9 @@ class World:
                 entities[0].rival, entities[1].rival = entities[1], entities[0]
             self.entities.update((entity.name, entity) for entity in entities)
 
-    def questions(self, count: int, seed: int, families: tuple[str, ...] | None = None) -> list[Question]:
+    def questions(self, count: int, seed: int, families: tuple[str, ...] = FAMILIES) -> list[Question]:
         """Distinct questions, the families taking turns."""
         rng = random.Random(f"questions {self.seed} {seed}")
-        families = families or FAMILIES
         found: dict[str, Question] = {}
         for _ in range(20 * count):
             if len(found) == count:
@@ -184,7 +188,7 @@ class World:
         second = Find(KINDS[other.kind].number[0], other.name)
         return f"{what} plus the {second.attribute} of {other.name}?", (first, second, Calculate("{0}+{1}"))
 
-    def expert(self, question: Question, flaws: random.Random | None = None) -> list[Step]:
+    def expert(self, question: Question, flaws: random.Random | None = None) -> list[Action]:
         """The steps of an expert that answers the question; with `flaws`, of one that errs as FLAWS says."""
         return Expert(self, question, flaws).steps()
 
@@ -195,11 +199,11 @@ class Expert:
 
     def __init__(self, world: World, question: Question, flaws: random.Random | None):
         self.world, self.question, self.flaws = world, question, flaws
-        self.turns: list[Step] = []
+        self.turns: list[Action] = []
         self.values: list[str] = []  # what the goals so far have found
         self.have = ""  # the name of the last of them
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[Action]:
         truth = self.question.answers[0] if self.question.answers else ""
         if self.errs("guess"):
             return [self.guess(truth)]
@@ -212,13 +216,13 @@ class Expert:
                 return [*self.turns, self.guess(truth)]
             else:
                 expression = goal.expression.format(*self.values)
-                self.turns.append(Step(self.thought("compute"), "python", expression))
+                self.turns.append(Action(self.thought("compute"), "python", expression))
                 self.learn("result", evaluate(expression))
-        return [*self.turns, Step(f"Found {self.have} {self.values[-1]}.", "answer", self.values[-1])]
+        return [*self.turns, Action(f"Found {self.have} {self.values[-1]}.", ANSWER, self.values[-1])]
 
     def find(self, goal: Find) -> None:
         name = goal.entity or self.values[-1]
-        search = Step(self.thought(f"need the {goal.attribute}"), "search", name)
+        search = Action(self.thought(f"need the {goal.attribute}"), "search", name)
         self.turns += [search, search] if self.errs("repeat") else [search]
         entity = self.world.entities[name]
         if goal.attribute in entity.facts:
@@ -226,7 +230,7 @@ class Expert:
         elif self.errs("stop"):  # the passage has a number, if not the one that was asked for
             self.learn(goal.attribute, entity.facts[KINDS[entity.kind].number[0]])
         else:
-            self.turns.append(Step("I open the page.", "browse", f"{entity.address} {goal.attribute}"))
+            self.turns.append(Action("I open the page.", "browse", f"{entity.address} {goal.attribute}"))
             self.learn(goal.attribute, entity.hidden[goal.attribute])
 
     def thought(self, intention: str) -> str:
@@ -239,20 +243,20 @@ class Expert:
     def errs(self, flaw: str) -> bool:
         return self.flaws is not None and self.flaws.random() < FLAWS[flaw].get(self.question.family, 0.0)
 
-    def guess(self, truth: str) -> Step:
+    def guess(self, truth: str) -> Action:
         """A wrong answer: another number of about the same size, or some other name."""
         if truth.isdigit():
             made_up = int(truth) + self.flaws.choice((-1, 1)) * self.flaws.randint(1, int(truth) // 4 + 1)
         else:
             made_up = self.flaws.choice([name for name in self.world.entities if name != truth])
-        return Step(f"I guess {made_up}.", "answer", str(made_up))
+        return Action(f"I guess {made_up}.", ANSWER, str(made_up))
 
 
-def demonstrations(worlds: int, each: int, flawed: bool = True) -> Iterator[tuple[World, Question, list[Step]]]:
+def demonstrations(worlds: int, each: int) -> Iterator[tuple[World, Question, list[Action]]]:
     """Questions of many worlds with an expert's steps: copying names never seen before is what they teach."""
     for seed in range(DEMO_SEED, DEMO_SEED + worlds):
         world = World(seed)
-        flaws = random.Random(f"flaws {seed}") if flawed else None
+        flaws = random.Random(f"flaws {seed}")
         for question in world.questions(each, seed):
             yield world, question, world.expert(question, flaws)
 

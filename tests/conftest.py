@@ -10,9 +10,9 @@ from transformers import Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from data.format import ToolResult, closing_tags
 from data.tiny import build_tokenizer, tiny_config
 from rollout import RolloutConfig, Sample, grow_trees
-from tools import ToolResult
 
 torch.set_num_threads(1)
 
@@ -69,14 +69,14 @@ SMALL = dict(
 )
 
 
-def grow(sampler, tokenizer, prompts=("the town is", "the river of the mayor"), keys=None, tools=None, **settings):
+def grow(sampler, prompts=("the town is", "the river of the mayor"), keys=None, tools=None, **settings):
     config = RolloutConfig(**(SMALL | settings))
-    ids = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
-    return grow_trees(ids, keys or [f"q{q}" for q in range(len(ids))], sampler, tools or EchoTools(), tokenizer, config)
+    ids = [sampler.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+    return grow_trees(ids, keys or [f"q{q}" for q in range(len(ids))], sampler, tools or EchoTools(), config)
 
 
 class ScriptedSampler:
-    """Stands in for `Sampler`: what a path samples is a function of (key, calls so far), with chosen entropies.
+    """Stands in for `Sampler`: what a row samples is a function of (key, calls so far), with chosen entropies.
 
     `script(key, calls)` returns (text, entropies); a text that ends in a closing tool tag calls the tool.
     """
@@ -89,19 +89,16 @@ class ScriptedSampler:
     def prefill(self, prompts):
         pass
 
-    def __call__(self, paths, quorum=1.0, on_stop=None):
+    def __call__(self, rows, temperature, on_stop):
         samples = []
         self.calls += 1
-        for i, path in enumerate(paths):
-            if path.limit == 0:
-                samples.append(Sample())
-                continue
-            text, entropy = self.script(path.key, len(path.called))
-            ids = self.tokenizer.encode(text)
-            stopped = "call" if text.endswith(("</search>", "</python>", "</browse>")) else "end"
-            if len(ids) > path.limit:
-                ids, stopped = ids[: path.limit], "length"
+        for row in rows:
+            text, entropy = self.script(row.key, len(row.called))
+            ids, room = self.tokenizer.encode(text), row.stop_at - len(row.ids)
+            assert room > 0, "a row without room for a token is a leaf and takes no turn"
+            stopped = "call" if text.endswith(tuple(closing_tags())) else "end"
+            if len(ids) > room:
+                ids, stopped = ids[:room], "length"
             samples.append(Sample(ids, [-1.0] * len(ids), [float(entropy)] * len(ids), stopped))
-            if stopped != "length":
-                on_stop(i, samples[-1])
+            on_stop(row, samples[-1])
         return samples

@@ -61,14 +61,14 @@ def test_loss_weights_worked_by_hand():
     other = torch.ones(1, 4)  # a second tree: one node of 2 tokens that all its leaves share
     other_lengths = torch.full((4,), 2.0)
     both = [DESCENDS, other], [lengths, other_lengths]
-    token, token_other = loss_weights(*both, "dapo", 100)
+    token, token_other = loss_weights(*both, "token_mean", 100)
     assert token[0].tolist() == pytest.approx([1 / 40, 1 / 40, 1 / 40, 0]) and token_other[0, 0] == pytest.approx(
         1 / 40
     )
-    sequence, sequence_other = loss_weights(*both, "grpo", 100)
+    sequence, sequence_other = loss_weights(*both, "sequence_mean", 100)
     assert sequence[0].tolist() == pytest.approx([1 / 48, 1 / 64, 1 / 96, 0])
     assert sequence_other[0, 0] == pytest.approx(1 / 16)
-    constant, _ = loss_weights(*both, "dr_grpo", 100)
+    constant, _ = loss_weights(*both, "constant", 100)
     assert constant[0].tolist() == pytest.approx([1 / 800] * 3 + [0])
     # both means weigh every tree's tokens to one in all
     nodes = torch.tensor([4.0, 2, 3, 1, 5, 6])

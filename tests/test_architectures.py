@@ -42,7 +42,7 @@ def small_model(name, tied, tokenizer):
 def test_rollout_and_packing_parity(name, tied, tokenizer):
     model = small_model(name, tied, tokenizer)
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
-    trees = grow(Sampler(model, tokenizer), tokenizer, num_initial=2, num_generations=6, wave_quorum=0.5)
+    trees = grow(Sampler(model, tokenizer), num_initial=2, num_generations=6)
     assert any(node.decision and node.decision.new_paths for tree in trees for node in tree.nodes)
     for tree in trees:
         for leaf in tree.leaves():

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data import load_questions
-from data.benchmarks import BENCHMARKS, load, repair
+from data.benchmarks import BENCHMARKS, load, load_questions, repair, sources_of
 from data.grading import accuracy
 
 DEV_DATA = Path(os.environ.get("ARPO_DEV_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -33,6 +32,26 @@ def test_training_on_a_file_holds_out_what_is_judged_on(tmp_path):
     path.write_text(json.dumps({"question": "1?", "answer": "1"}))
     with pytest.raises(ValueError, match="at least 10 questions to train, choose and test on, found 1"):
         load_questions(str(path), "train")
+
+
+def test_a_mixture_has_of_each_source_what_its_weight_says(tmp_path):
+    """Guards: a question twice, a source beyond its weight, and a weight that is not a number."""
+    for name, count in (("a", 40), ("b", 100)):
+        rows = [json.dumps({"question": f"{name}{n}?", "answer": str(n)}) for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    a, b = (str(tmp_path / f"{name}.jsonl") for name in "ab")
+
+    def counts(data, *count):
+        ids = [question.id for question in load_questions(data, "all", *count)]
+        assert len(ids) == len(set(ids))
+        return [sum(name.startswith(f"{source}-") for name in ids) for source in "ab"]
+
+    assert counts(f"{a}=0.5,{b}=0.5") == [40, 40] and counts(f"{a}=1,{b}=3") == [33, 100]
+    assert counts(f"{a}=0.2,{b}=0.6", 40) == [10, 30] and counts(f"{a}=1") == [40, 0] and counts(b) == [0, 100]
+    assert sources_of(f"{a}=0.2,{b}=0.8") == [a, b] and sources_of("world") == ["world"]
+    for wrong in (f"{a}=0,{b}=1", f"{a}=x", f"{a},{b}", f"{a}=0.5,", f"=1,{b}=1", f"{a}=-1,{b}=1"):
+        with pytest.raises(ValueError, match="expected one source, or name=weight,name=weight with weights above 0"):
+            load_questions(wrong, "all")
 
 
 @pytest.mark.parametrize("name, count", COUNTS.items())

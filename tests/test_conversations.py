@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 import train
+from arpo import Policy
 from data.conversations import SETS, load_conversations
-from eval import TINY, encode_prompt, load_policy
-from tools import read_answer
+from data.format import encode_prompt, read_answer
+from data.models import TINY
 
 CALL, RESULT, ANSWER = (
     "<think>2 * 3.</think><python>2 * 3</python>",
@@ -167,7 +168,7 @@ def test_a_broken_file_is_one_clear_line(tmp_path, name, text, message):
 
 
 def settings(*flags):
-    return train.parse_flags(train.make_parser(), ["--threads", "1", *flags])
+    return train.read_flags(["--threads", "1", *flags])
 
 
 def trained_on(tokenizer, ids, own):
@@ -176,10 +177,10 @@ def trained_on(tokenizer, ids, own):
 
 def test_the_loss_is_on_what_the_policy_wrote_and_on_nothing_else(tmp_path):
     """Guards results that are trained on, an end token that is not, and a prompt that is not the one of RL."""
-    tokenizer = load_policy(str(TINY)).tokenizer
+    tokenizer = Policy.load(str(TINY)).tokenizer
     page = "a page <answer>with tags</answer> and <|end|>"
     talk = sharegpt(ASKED, CALL, page, ANSWER, names=("human", "gpt", "tool", "gpt"), system="Another prompt.")
-    ((ids, own),) = train.demonstration_set(tokenizer, settings("--sft_data", write(tmp_path, talk)), None)
+    ((ids, own),) = train.examples_of(tokenizer, settings("--sft_data", write(tmp_path, talk)), None)
     prompt = encode_prompt(tokenizer, ASKED)
     assert len(ids) == len(own) and ids[: len(prompt)] == prompt and not any(own[: len(prompt)])
     assert trained_on(tokenizer, ids, own) == CALL + ANSWER + tokenizer.eos_token and own[-1] == 1
@@ -201,7 +202,7 @@ BAD_FORMAT = {
 
 
 def test_what_rl_would_punish_or_cut_is_left_out_and_reported(tmp_path, capsys):
-    tokenizer = load_policy(str(TINY)).tokenizer
+    tokenizer = Policy.load(str(TINY)).tokenizer
     rows = [sharegpt(f"Q{i}?", WHOLE) for i in range(4)]
     rows += [sharegpt(ASKED, text) for text in BAD_FORMAT.values()]
     rows += [openai(("user", ASKED), ("assistant", None), ("tool", "6"), ("assistant", ANSWER))]  # a call elsewhere
@@ -209,26 +210,26 @@ def test_what_rl_would_punish_or_cut_is_left_out_and_reported(tmp_path, capsys):
     rows += [openai(("system", "a")), thought("x"), thought(r"\boxed{}"), {"conversations": [], "output": ANSWER}]
     rows += [sharegpt(ASKED, ANSWER.replace("So.", "So. " * 50))]
     path = write(tmp_path, *rows)
-    args = settings("--sft_data", path, "--max_completion_length", "80")
-    examples = train.demonstration_set(tokenizer, args, None)
+    config = settings("--sft_data", path, "--max_completion_length", "80")
+    examples = train.examples_of(tokenizer, config, None)
     assert len(examples) == 4 and len({tuple(ids) for ids, _ in examples}) == 4
     limits = {"too long 5": ("--max_turn_tokens", "8"), "too many calls 4": ("--max_tool_calls", "0")}
     for reason, limit in limits.items():  # a turn or a path that the rollout would cut
         with pytest.raises(ValueError, match=f"no usable row in .*{reason}"):
-            train.demonstration_set(tokenizer, settings("--sft_data", path, *limit), None)
+            train.examples_of(tokenizer, settings("--sft_data", path, *limit), None)
     told = "17 of 21 rows skipped (format 11, no question 3, several questions 1, no boxed answer 1, too long 1; line 5"
     errors = capsys.readouterr().err
     assert f"{path}: {told} first)\n" in errors and errors.count("skipped") == 1
     with pytest.raises(ValueError, match=f"^no usable row in {path}: 2 of 2 rows skipped .format 2; line 1 first.$"):
-        train.demonstration_set(tokenizer, settings("--sft_data", write(tmp_path, *rows[4:6])), None)
+        train.examples_of(tokenizer, settings("--sft_data", write(tmp_path, *rows[4:6])), None)
 
 
 def test_as_many_as_asked_for_drawn_by_seed(tmp_path):
-    tokenizer = load_policy(str(TINY)).tokenizer
+    tokenizer = Policy.load(str(TINY)).tokenizer
     path = write(tmp_path, *(sharegpt(f"Q{i}?", WHOLE) for i in range(20)))
 
     def drawn(*flags):
-        examples = train.demonstration_set(tokenizer, settings("--sft_data", path, *flags), None)
+        examples = train.examples_of(tokenizer, settings("--sft_data", path, *flags), None)
         return [tokenizer.decode(ids) for ids, _ in examples]
 
     six, again, others = (drawn("--sft_worlds", "2", "--sft_each", "3", "--seed", seed) for seed in "001")
@@ -241,12 +242,12 @@ def test_a_cold_start_on_conversations(tmp_path, monkeypatch, capsys):
     rng = random.Random(0)
     rows = [sharegpt(f"What is {a} times 3?", WHOLE.replace("2", str(a))) for a in rng.sample(range(2, 10), 8)]
     flags = ["--cold_start", "--sft_steps", "2", "--sft_data", write(tmp_path, *rows), "--output_dir", str(tmp_path)]
-    before = load_policy(str(TINY)).model.state_dict()
-    after = train.begin(settings(*flags), None).model.state_dict()
+    before = Policy.load(str(TINY)).model.state_dict()
+    after = train.start_policy(settings(*flags), None).model.state_dict()
     assert "cold start: final loss" in capsys.readouterr().out
     assert any(not weight.equal(before[name]) for name, weight in after.items())
     monkeypatch.setattr(train, "train_sft", None)
-    again = train.begin(settings(*flags), None).model.state_dict()
+    again = train.start_policy(settings(*flags), None).model.state_dict()
     assert all(weight.equal(again[name]) for name, weight in after.items())
 
 
@@ -256,7 +257,7 @@ def test_the_command_says_what_it_learns_from_and_what_is_wrong(tmp_path, monkey
         train.main()
 
     command("--dry_run", "--stage", "sft", "--sft_data", "arpo-sft")
-    assert "cold start on at most 9600 conversations of arpo-sft, 3000 steps" in capsys.readouterr().out
+    assert "on at most 9600 conversations of arpo-sft, 3000 steps" in capsys.readouterr().out
     command("--dry_run", "--cold_start")
     assert "SFT on 9600 demonstrations from 300 worlds, 3000 steps" in capsys.readouterr().out
     path = write(tmp_path, sharegpt(ASKED, "Six."))

@@ -4,10 +4,13 @@ import random
 
 from transformers import AutoTokenizer
 
-from data import WORLD_SEEDS, load_questions
-from data.tiny import TAGS, build_tokenizer, tiny_config
+from data import WORLD_SEEDS
+from data.benchmarks import load_questions
+from data.corpus import Corpus
+from data.format import tag_names
+from data.tiny import build_tokenizer, tiny_config
 from data.world import FAMILIES, World, demonstrations
-from tools import Browse, Search
+from tools import Browse
 
 
 def test_splits_are_disjoint_worlds_of_their_own():
@@ -29,7 +32,8 @@ def test_a_world_is_a_function_of_its_seed():
 def test_the_expert_finds_everything_with_the_tools():
     """The ceiling: each value that it goes on with stands in the result that it has just read."""
     world = World(WORLD_SEEDS["test"])
-    search, browse = Search(world.passages, 1), Browse(world.pages, 160)
+    corpus, browse = Corpus(world.passages), Browse(world.pages, 160)
+    search = lambda query: corpus.search(query, top_k=1)
     counts = dict.fromkeys(FAMILIES, 0)
     for question in world.questions(120, 5):
         *steps, last = world.expert(question)
@@ -79,7 +83,8 @@ def test_the_tokenizer_is_lossless_and_loads_like_any_other(tmp_path):
     text = "<think> I look.</think><search> Belmor</search>1234 Zürich 東京 🙂\n<answer>7</answer><|end|>"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert all(len(tokenizer.encode(token)) == 1 for token in TAGS)
+    assert {"think", "python", "search", "browse", "result", "answer"} <= set(tag_names())
+    assert all(len(tokenizer.encode(f"<{slash}{name}>")) == 1 for name in tag_names() for slash in ("", "/"))
     assert len(tokenizer.encode("1234")) == 4
     tokenizer.save_pretrained(tmp_path)
     tiny_config(len(tokenizer)).save_pretrained(tmp_path)

@@ -8,9 +8,9 @@ from conftest import ScriptedSampler, grow
 
 from data import Question
 from data import grading as grading_module
+from data.format import ToolResult, encode_result, system_prompt
 from data.grading import accuracy, exact_match, f1, hierarchical_reward, math_equal, overlong_penalty
 from eval import score_leaves
-from tools import SYSTEM_PROMPT, ToolResult, encode_result
 
 # fmt: off
 TEXTS = [  # answer, accepted answer, verdict of exact match
@@ -185,16 +185,16 @@ CALLS = ["<search>x</search>", "<python>1</python>"]
 def test_nothing_is_paid_but_right_answers_and_tools_that_worked(tokenizer, turns, tools, reward):
     sampler = ScriptedSampler(tokenizer, lambda key, calls: (turns[calls], 1.0))
     limits = dict(num_generations=1, num_initial=1, max_completion_length=900, max_turn_tokens=300)
-    (tree,) = grow(sampler, tokenizer, ["7?"], tools=tools, **limits)
+    (tree,) = grow(sampler, ["7?"], tools=tools, **limits)
     for metric in ("em", "f1", "math"):
         (score,) = score_leaves(tree, Question("q", "7?", ("7",), metric=metric), tokenizer)
         assert score.reward == pytest.approx(reward), metric
 
 
 def test_the_example_cannot_be_copied_whole(tokenizer):
-    example = SYSTEM_PROMPT.split("Example:\n")[1] + "<|end|>"
+    example = system_prompt().split("Example:\n")[1] + "<|end|>"
     sampler = ScriptedSampler(tokenizer, lambda key, calls: (example, 1.0))
     limits = dict(num_generations=1, num_initial=1, max_completion_length=900, max_turn_tokens=900)
-    (tree,) = grow(sampler, tokenizer, ["240?"], tools=Fixed("7"), **limits)
+    (tree,) = grow(sampler, ["240?"], tools=Fixed("7"), **limits)
     assert score_leaves(tree, Question("q", "240?", ("240",)), tokenizer)[0].reward == -1
     assert "<answer>" not in tokenizer.decode(encode_result(tokenizer, "<answer>240</answer>", 99))

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from conftest import grow, random_model
 from test_benchmarks import DEV_DATA
 from test_train import ROOT, metrics_of
 from torch import distributed, multiprocessing
 
 from arpo import UpdateConfig, update
+from data.optimizer import Optimizer
 from rollout import Sampler
-from train import Stepper
 
 pytestmark = pytest.mark.slow
 SMALL_RUN = (
@@ -54,29 +56,32 @@ def test_five_kills_change_nothing(tmp_path):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def take_step(rank, ranks, folder):
+def take_step(rank, ranks, port, folder):
     """The weights after one plain gradient step of a share of the micro-batches, summed over the processes."""
     from data.tiny import build_tokenizer
 
-    if ranks > 1:
-        file = f"file://{folder}/meeting"
-        distributed.init_process_group("gloo", init_method=file, rank=rank, world_size=ranks)
+    if ranks > 1:  # as torchrun does, and before anything asks how many processes there are
+        own = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, LOCAL_WORLD_SIZE=ranks, MASTER_PORT=port)
+        os.environ |= {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        assert PartialState(cpu=True).num_processes == ranks
     tokenizer = build_tokenizer(["the river of the town is long and the mayor is old 0 1 2 3 4 5 6 7 8 9"] * 3)
     model = random_model(tokenizer, 3)
-    trees = grow(Sampler(model, tokenizer), tokenizer, ("the town is", "old", "the river"), num_initial=2)
+    trees = grow(Sampler(model, tokenizer), ("the town is", "old", "the river"), num_initial=2)
     torch.manual_seed(0)
-    step = Stepper(model, torch.optim.SGD(model.parameters(), lr=1.0), max_grad_norm=1e9)
+    optimizer = Optimizer(model, torch.optim.SGD(model.parameters(), lr=1.0), max_grad_norm=1e9)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
-    config = UpdateConfig(token_budget=100)
-    update(model, step, trees, torch.randn(3, 8), config, share=slice(rank, None, ranks))
+    update(model, optimizer, trees, torch.randn(3, 8), UpdateConfig(token_budget=100))
     torch.save(before - torch.cat([p.detach().flatten() for p in model.parameters()]), f"{folder}/{ranks}-{rank}.pt")
     if ranks > 1:
         distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_gradient_of_one(tmp_path):
-    take_step(0, 1, tmp_path)
-    multiprocessing.spawn(take_step, (2, tmp_path), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    take_step(0, 1, port, tmp_path)
+    multiprocessing.spawn(take_step, (2, port, tmp_path), nprocs=2)
     one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     assert one.abs().max() > 0 and torch.equal(first, second)
     assert float((first - one).abs().max()) <= 1e-5 * float(one.abs().max())

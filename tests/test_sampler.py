@@ -23,9 +23,8 @@ def fresh_logp(model, ids):
 
 SETTINGS = [
     {},
-    {"wave_quorum": 0.4},
     {"fork_at": "probe"},
-    {"fork_at": "probe", "wave_quorum": 0.3, "fan_out": 3},
+    {"fork_at": "probe", "fan_out": 3},
     {"num_initial": 1, "base_prob": 1.0, "num_generations": 12},
     {"num_initial": 8, "num_generations": 8},
     {"temperature": 0.7},
@@ -39,8 +38,8 @@ def test_logprobs_and_entropies_equal_a_fresh_forward(tokenizer, settings):
     temperature = settings.get("temperature", 1.0)
     for seed in range(3):
         model = random_model(tokenizer, seed)
-        sampler = Sampler(model, tokenizer, temperature)
-        for tree in grow(sampler, tokenizer, keys=[f"{seed}a", f"{seed}b"], **settings):
+        sampler = Sampler(model, tokenizer)
+        for tree in grow(sampler, keys=[f"{seed}a", f"{seed}b"], **settings):
             for leaf in tree.leaves():
                 ids, spans = path_ids(tree, leaf)
                 logp = fresh_logp(model, ids)

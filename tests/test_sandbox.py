@@ -66,8 +66,11 @@ class World:
         (self.outside / "inner" / "also").write_text("keep")
         self.log = folder / "signals"
         self.victim = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, str(self.log)], stdout=subprocess.PIPE,
-            env={"TOKEN": self.secret}, start_new_session=True)
+            [sys.executable, "-c", VICTIM, str(self.log)],
+            stdout=subprocess.PIPE,
+            env={"TOKEN": self.secret},
+            start_new_session=True,
+        )
         self.victim.stdout.readline()
         self.listeners = list(self.listen())
         maps = Path(f"/proc/{self.victim.pid}/maps").read_text()
@@ -94,10 +97,17 @@ class World:
     def fill(self, code):
         """The attack with its targets' names and numbers put in."""
         for name, value in {
-            "SECRET_FILE": str(self.home / ".ssh" / "id"), "HOME": str(self.home), "OUT": str(self.outside),
-            "VICTIM": self.victim.pid, "TRAINER": os.getpid(), "TCP": self.listeners[0].getsockname()[1],
-            "UDP": self.listeners[1].getsockname()[1], "ABSTRACT": "\\0" + self.abstract[1:],
-            "SOCKET": self.socket_path, "STACK": self.stack_end - 8192, "SANDBOX_FILE": str(SANDBOX_FILE),
+            "SECRET_FILE": str(self.home / ".ssh" / "id"),
+            "HOME": str(self.home),
+            "OUT": str(self.outside),
+            "VICTIM": self.victim.pid,
+            "TRAINER": os.getpid(),
+            "TCP": self.listeners[0].getsockname()[1],
+            "UDP": self.listeners[1].getsockname()[1],
+            "ABSTRACT": "\\0" + self.abstract[1:],
+            "SOCKET": self.socket_path,
+            "STACK": self.stack_end - 8192,
+            "SANDBOX_FILE": str(SANDBOX_FILE),
         }.items():
             code = code.replace(f"@{name}@", str(value))
         return code
@@ -116,15 +126,23 @@ class World:
             "/dev/shm": sorted(os.listdir("/dev/shm")),
         }
         for name, pid in (("victim", self.victim.pid), ("trainer", os.getpid())):
-            seen[f"{name}'s limits"] = [resource.prlimit(pid, kind) for kind in
-                                        (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_CORE)]
+            seen[f"{name}'s limits"] = [
+                resource.prlimit(pid, kind)
+                for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_CORE)
+            ]
             seen[f"{name}'s nice"] = os.getpriority(os.PRIO_PROCESS, pid)
             seen[f"{name}'s affinity"] = os.sched_getaffinity(pid)
         for path in sorted(self.outside.rglob("*")):
             about = path.lstat()
             content = path.read_bytes() if path.is_file() else b""
-            seen[str(path)] = (about.st_mode, about.st_uid, about.st_mtime_ns, about.st_nlink, content,
-                               os.listxattr(path, follow_symlinks=False))
+            seen[str(path)] = (
+                about.st_mode,
+                about.st_uid,
+                about.st_mtime_ns,
+                about.st_nlink,
+                content,
+                os.listxattr(path, follow_symlinks=False),
+            )
         return seen
 
     def damage(self, text):
@@ -133,8 +151,11 @@ class World:
             now = self.state()
         except (ProcessLookupError, FileNotFoundError):  # it is ending
             now = {}
-        found = [f"{name}: {self.before.get(name)} is now {now.get(name)}"
-                 for name in {**self.before, **now} if self.before.get(name) != now.get(name)]
+        found = [
+            f"{name}: {self.before.get(name)} is now {now.get(name)}"
+            for name in {**self.before, **now}
+            if self.before.get(name) != now.get(name)
+        ]
         found += [f"{leak} is in the output" for leak in (self.secret, "root:x:0") if leak in text]
         for listener in self.listeners:
             try:
@@ -249,7 +270,8 @@ MEMORY = {
     "growing list": "kept = []\nwhile True: kept.append(bytearray(10**7))",
     "shared mapping": "import mmap\nm = mmap.mmap(-1, 4 * 2**30)\nfor i in range(0, len(m), 4096): m[i] = 1",
     "numpy": "import numpy\nnumpy.ones(10**10).sum()",
-    "memfd": RAW + """
+    "memfd": RAW
+    + """
 fd = C(319, b"m", 0)
 for _ in range(2000): os.write(fd, bytes(2**20))""",
     "raised memory limit": """
@@ -283,14 +305,16 @@ OTHERS = {
     "raw tgkill": RAW + "C(234, @VICTIM@, @VICTIM@, 9)\nC(200, @VICTIM@, 9)",
     "rt_sigqueueinfo": RAW + "C(129, @VICTIM@, 10, struct.pack('iii', 10, 0, -1) + bytes(116))",
     "pidfd": RAW + "fd = C(434, @VICTIM@, 0)\nC(424, fd, 9, None, 0)",
-    "F_SETOWN": RAW + """
+    "F_SETOWN": RAW
+    + """
 import fcntl
 r, w = os.pipe()
 try: fcntl.fcntl(r, fcntl.F_SETOWN, @VICTIM@)
 finally:
     fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     os.write(w, b"x")""",
-    "FIOSETOWN": RAW + """
+    "FIOSETOWN": RAW
+    + """
 import fcntl
 a, b = socket.socketpair()
 fcntl.ioctl(a, 0x8901, struct.pack("i", @VICTIM@))
@@ -298,7 +322,8 @@ fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 b.send(b"x")""",
     "victim's limits": "import resource\nresource.prlimit(@VICTIM@, resource.RLIMIT_NOFILE, (17, 17))",
     "trainer's limits": "import resource\nresource.prlimit(@TRAINER@, resource.RLIMIT_CORE, (4096, 4096))",
-    "limits by a high pointer": RAW + """
+    "limits by a high pointer": RAW
+    + """
 import mmap  # the low half of the address is zero
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap(ctypes.c_void_p(1 << 32), 4096, 3, 0x32, -1, 0)
@@ -313,7 +338,8 @@ PEEKING = {
     "environment": "import os, subprocess\nprint(os.environ)\nprint(subprocess.os.environb)",
     "victim's environ": "print(open('/proc/@VICTIM@/environ').read())",
     "trainer's environ": "print(open('/proc/@TRAINER@/environ').read())",
-    "worker's relatives": RAW + """
+    "worker's relatives": RAW
+    + """
 for pid in (os.getppid(), os.getpid(), "self", 1):
     for name in ("environ", "cmdline", "maps", "root@HOME@/.ssh/id"):
         try: print(open(f"/proc/{pid}/{name}", "rb").read()[-9999:])
@@ -322,7 +348,8 @@ for pid in (os.getppid(), os.getpid(), "self", 1):
 with open("/proc/@VICTIM@/mem", "rb", 0) as memory:
     memory.seek(@STACK@)
     print(memory.read(8192).strip(b"\\0"))""",
-    "process_vm_readv": RAW + """
+    "process_vm_readv": RAW
+    + """
 local = ctypes.create_string_buffer(8192)
 C(310, @VICTIM@, struct.pack("QQ", ctypes.addressof(local), 8192), 1, struct.pack("QQ", @STACK@, 8192), 1, 0)
 print(local.raw.strip(b"\\0"))""",
@@ -350,13 +377,16 @@ NETWORK = {
     "asyncio": "import asyncio\nasyncio.run(asyncio.wait_for(asyncio.open_connection('127.0.0.1', @TCP@), 0.3))",
     "abstract socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('@ABSTRACT@')",
     "unix socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('@SOCKET@')",
-    "pair of datagrams": RAW + """
+    "pair of datagrams": RAW
+    + """
 a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 a.sendto(b"x", "@ABSTRACT@-dgram")""",
-    "pair, sendmsg": RAW + """
+    "pair, sendmsg": RAW
+    + """
 a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 a.sendmsg([b"x"], [], 0, "@ABSTRACT@-dgram")""",
-    "stream fast open": RAW + """
+    "stream fast open": RAW
+    + """
 a = socket.socket()
 a.sendto(b"x", 0x20000000, ("127.0.0.1", @TCP@))""",
 }
@@ -399,7 +429,7 @@ print(x)""",
     "segfault": "import ctypes\nctypes.string_at(0)",
     "reading stdin": "import sys\nprint(sys.stdin.read(), open(0, closefd=False).read())\ninput()",
     "bad bytes": "import os\nos.write(1, bytes(range(256)))",
-    "forged reply": "print('[\"forged\", \"ok\"]')\nimport os\nos.write(2, b'[\"forged\", \"ok\"]\\n')\nos._exit(0)",
+    "forged reply": 'print(\'["forged", "ok"]\')\nimport os\nos.write(2, b\'["forged", "ok"]\\n\')\nos._exit(0)',
     "surrogates in the source": "x = '\udc80'\nprint(x)",
     "zero in the source": "print(1)\0",
     "deep source": "(" * 100_000,
@@ -430,32 +460,39 @@ for found in ().__class__.__base__.__subclasses__():
         print(found.__init__.__globals__["popen"]("cat @SECRET_FILE@").read())""",
     "sympify": "import sympy\nsympy.sympify(\"__import__('os').popen('touch @OUT@/sympify').read()\")",
     "SysV shared memory": RAW + "C(29, 0x5A5A5A, 4096, 0o1666)",
-    "user namespace": RAW + """
+    "user namespace": RAW
+    + """
 C(272, 0x10020000)
 C(165, b"none", b"@HOME@", b"tmpfs", 0, None)
 open("@OUT@/namespace", "w")""",
-    "mount and chroot": RAW + """
+    "mount and chroot": RAW
+    + """
 C(165, b"none", b"@OUT@", b"tmpfs", 0, None)
 C(161, b"@HOME@")
 print(open("/.ssh/id").read())""",
-    "io_uring": RAW + """
+    "io_uring": RAW
+    + """
 fd = C(425, 4, ctypes.create_string_buffer(120))
 assert fd >= 0
 open("@OUT@/ring", "w")""",
-    "open by handle": RAW + """
+    "open by handle": RAW
+    + """
 handle = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
 C(303, -100, b"@SECRET_FILE@", handle, ctypes.byref(ctypes.c_int()), 0)
 root = os.open("/tmp", os.O_RDONLY)
 fd = C(304, root, handle, 0)
 print(os.read(fd, 100))""",
     "change user": RAW + "C(105, 12345)\nC(117, 1, 1, 1)\nopen('@OUT@/user', 'w')",
-    "32-bit numbers (x32)": RAW + """
+    "32-bit numbers (x32)": RAW
+    + """
 fd = C(0x40000002, b"@SECRET_FILE@", 0)
 print(os.read(fd, 100))""",
-    "bpf, perf, userfaultfd, keys": RAW + """
+    "bpf, perf, userfaultfd, keys": RAW
+    + """
 assert any(C(n, 0, 0, 0, 0, 0) >= 0 for n in (321, 298, 323, 250))
 open("@OUT@/kernel", "w")""",
-    "undoing seccomp": RAW + """
+    "undoing seccomp": RAW
+    + """
 C(157, 22, 0, 0, 0, 0); C(317, 0, 0, None); C(157, 38, 0, 0, 0, 0)
 os.kill(@VICTIM@, signal.SIGKILL)""",
 }
@@ -466,7 +503,8 @@ READ = {
     "list home": "import os\nprint(os.listdir('@HOME@'))",
     "walk": "import os\nprint(list(os.walk('@HOME@')))",
     "glob": "import glob\nprint(glob.glob('@HOME@/*'))",
-    "from a root descriptor": RAW + """
+    "from a root descriptor": RAW
+    + """
 root = os.open("/", os.O_PATH)
 print(os.read(os.open("@SECRET_FILE@"[1:], os.O_RDONLY, dir_fd=root), 100))""",
     "from inside": "import os\nos.chdir('@HOME@')\nprint(open('.ssh/id').read())",
@@ -474,7 +512,8 @@ print(os.read(os.open("@SECRET_FILE@"[1:], os.O_RDONLY, dir_fd=root), 100))""",
     "hard link": "import os\nos.link('@SECRET_FILE@', 'here')\nprint(open('here').read())",
     "symbolic link": "import os\nos.symlink('@SECRET_FILE@', 'here')\nprint(open('here').read())",
     "renamed in": "import os\nos.rename('@SECRET_FILE@', 'here')\nprint(open('here').read())",
-    "C library": RAW + """
+    "C library": RAW
+    + """
 libc.fopen.restype = ctypes.c_void_p
 libc.fgets.restype = ctypes.c_char_p
 file = libc.fopen(b"@SECRET_FILE@", b"r")
@@ -509,16 +548,29 @@ WRITE = {
     "raw truncate": RAW + "C(76, b'@OUT@/keep', 0)",
     "attribute": "import os\nos.setxattr('@OUT@/keep', 'user.x', b'x')",
     "fifo": "import os\nos.mkfifo('@OUT@/fifo')",
-    "nameless file": RAW + """
+    "nameless file": RAW
+    + """
 fd = os.open("@OUT@", os.O_TMPFILE | os.O_RDWR)
 C(265, fd, b"", -100, b"@OUT@/named", 0x1000)""",
     "link made by scratch": "import os\nos.symlink('@OUT@', 'out')\nopen('out/keep', 'w').write('x')",
     "shelve": "import shelve\nshelve.open('@OUT@/shelf')['x'] = 1",
 }
 
-GROUPS = {"hang": HANG, "brief hang": BRIEF_HANG, "memory": MEMORY, "processes": PROCESSES, "others": OTHERS,
-          "peeking": PEEKING, "network": NETWORK, "output": OUTPUT, "disk": DISK, "confusion": CONFUSION,
-          "kernel": KERNEL, "read": READ, "write": WRITE}
+GROUPS = {
+    "hang": HANG,
+    "brief hang": BRIEF_HANG,
+    "memory": MEMORY,
+    "processes": PROCESSES,
+    "others": OTHERS,
+    "peeking": PEEKING,
+    "network": NETWORK,
+    "output": OUTPUT,
+    "disk": DISK,
+    "confusion": CONFUSION,
+    "kernel": KERNEL,
+    "read": READ,
+    "write": WRITE,
+}
 ATTACKS = {f"{group}: {name}": code for group, attacks in GROUPS.items() for name, code in attacks.items()}
 
 
@@ -582,11 +634,14 @@ import builtins, math, os, sys
 @pytest.mark.skipif(module.platform.machine() != "x86_64", reason="machine code for x86_64")
 def test_the_other_system_call_table_kills(pool, world):
     """int 0x80 reaches the 32-bit table, whose numbers mean other calls."""
-    code = RAW + """
+    code = (
+        RAW
+        + """
 import mmap
 page = mmap.mmap(-1, 4096, prot=7)
 page.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20; int 0x80; ret
 print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())"""
+    )
     assert pool.run(code) == ("Crashed: SIGSYS", "crash")
 
 
@@ -597,10 +652,13 @@ def test_truncating_while_reading_is_refused_everywhere(pool):
     assert outcome == "error" and "Operation not permitted" in text
 
 
-@pytest.mark.parametrize("machine, header, prefix", [
-    ("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "__NR_"),
-    ("aarch64", "/usr/include/asm-generic/unistd.h", "__NR_|__NR3264_"),  # names of 64-bit calls differ there
-])
+@pytest.mark.parametrize(
+    "machine, header, prefix",
+    [
+        ("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "__NR_"),
+        ("aarch64", "/usr/include/asm-generic/unistd.h", "__NR_|__NR3264_"),  # names of 64-bit calls differ there
+    ],
+)
 def test_system_call_numbers(machine, header, prefix):
     """Against the kernel's own list. Building the filter for the other processor is all we can try of it."""
     module.SeccompFilter(machine, may_write=True)
@@ -682,49 +740,61 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
 # What the model sees
 
 
-@pytest.mark.parametrize("code, text", [
-    ("1 + 1", "2"),
-    ("x = 3\nx * 2", "6"),
-    ("'a'", "'a'"),
-    ("None", "(no output; use print)"),
-    ("x = 1", "(no output; use print)"),
-    ("", "(no output; use print)"),
-    ("print('a')\n'b'", "a\n'b'"),
-    ("'x'; 5", "5"),
-    ("for i in range(2): print(i)", "0\n1"),
-    ("import sys\nprint(1)\nprint(2, file=sys.stderr)\nprint(3)", "1\n2\n3"),
-    ("print('é', '中')", "é 中"),
-    ("import sys\nsys.exit()", "(no output; use print)"),
-    ("_ = 7\nif __name__ == '__main__': print('main')", "main"),
-    ("from __future__ import annotations\ndef f(x: no_such_name): return x\nf(1)", "1"),
-    ("import pickle\nclass A: pass\ntype(pickle.loads(pickle.dumps(A()))).__name__", "'A'"),
-    ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 1\nP()", "P(x=1)"),
-    ("import inspect\ndef f():\n    return 1\nprint(inspect.getsource(f))", "def f():\n    return 1"),
-    ("open('f', 'w').write('abc')\nopen('f').read()", "'abc'"),
-    ("import os\nos.path.expanduser('~') == os.getcwd()", "True"),
-    ("import tempfile\nwith tempfile.NamedTemporaryFile('w+') as f:\n    print(f.write('abc'))", "3"),
-    ("import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 5\nasyncio.run(f())", "5"),
-    ("import sympy\nx = sympy.Symbol('x')\nsympy.solve(x**2 - 2, x)", "[-sqrt(2), sqrt(2)]"),
-    ("import numpy as np\nnp.linalg.inv(np.eye(2)).trace().item()", "2.0"),
-    ("import sys, os\nsys.stdout = open(os.devnull, 'w')\nprint(1)\nsys.stdout = sys.__stdout__\nprint(2)", "2"),
-])
+@pytest.mark.parametrize(
+    "code, text",
+    [
+        ("1 + 1", "2"),
+        ("x = 3\nx * 2", "6"),
+        ("'a'", "'a'"),
+        ("None", "(no output; use print)"),
+        ("x = 1", "(no output; use print)"),
+        ("", "(no output; use print)"),
+        ("print('a')\n'b'", "a\n'b'"),
+        ("'x'; 5", "5"),
+        ("for i in range(2): print(i)", "0\n1"),
+        ("import sys\nprint(1)\nprint(2, file=sys.stderr)\nprint(3)", "1\n2\n3"),
+        ("print('é', '中')", "é 中"),
+        ("import sys\nsys.exit()", "(no output; use print)"),
+        ("_ = 7\nif __name__ == '__main__': print('main')", "main"),
+        ("from __future__ import annotations\ndef f(x: no_such_name): return x\nf(1)", "1"),
+        ("import pickle\nclass A: pass\ntype(pickle.loads(pickle.dumps(A()))).__name__", "'A'"),
+        ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 1\nP()", "P(x=1)"),
+        ("import inspect\ndef f():\n    return 1\nprint(inspect.getsource(f))", "def f():\n    return 1"),
+        ("open('f', 'w').write('abc')\nopen('f').read()", "'abc'"),
+        ("import os\nos.path.expanduser('~') == os.getcwd()", "True"),
+        ("import tempfile\nwith tempfile.NamedTemporaryFile('w+') as f:\n    print(f.write('abc'))", "3"),
+        ("import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 5\nasyncio.run(f())", "5"),
+        ("import sympy\nx = sympy.Symbol('x')\nsympy.solve(x**2 - 2, x)", "[-sqrt(2), sqrt(2)]"),
+        ("import numpy as np\nnp.linalg.inv(np.eye(2)).trace().item()", "2.0"),
+        ("import sys, os\nsys.stdout = open(os.devnull, 'w')\nprint(1)\nsys.stdout = sys.__stdout__\nprint(2)", "2"),
+    ],
+)
 def test_echo(pool, code, text):
     assert pool.run(code) == (text, "ok")
 
 
-@pytest.mark.parametrize("code, text", [
-    ("def f(n):\n    return 1 / n\nf(0)",
-     'Traceback (most recent call last):\n  File "<python>", line 3, in <module>\n    f(0)\n'
-     '  File "<python>", line 2, in f\n    return 1 / n\nZeroDivisionError: division by zero'),
-    ("print(1)\nx = (", '  File "<python>", line 2\n    x = (\nSyntaxError: \'(\' was never closed'),
-    ("import sympy\nsympy.Symbol(3)",
-     'Traceback (most recent call last):\n  File "<python>", line 2, in <module>\n    sympy.Symbol(3)\n'
-     "TypeError: name should be a string, not <class 'int'>"),
-    ("import sys\nsys.exit('bye')", "bye"),
-    ("print('before')\nraise KeyboardInterrupt",
-     'before\nTraceback (most recent call last):\n  File "<python>", line 2, in <module>\n'
-     '    raise KeyboardInterrupt\nKeyboardInterrupt'),
-])
+@pytest.mark.parametrize(
+    "code, text",
+    [
+        (
+            "def f(n):\n    return 1 / n\nf(0)",
+            'Traceback (most recent call last):\n  File "<python>", line 3, in <module>\n    f(0)\n'
+            '  File "<python>", line 2, in f\n    return 1 / n\nZeroDivisionError: division by zero',
+        ),
+        ("print(1)\nx = (", "  File \"<python>\", line 2\n    x = (\nSyntaxError: '(' was never closed"),
+        (
+            "import sympy\nsympy.Symbol(3)",
+            'Traceback (most recent call last):\n  File "<python>", line 2, in <module>\n    sympy.Symbol(3)\n'
+            "TypeError: name should be a string, not <class 'int'>",
+        ),
+        ("import sys\nsys.exit('bye')", "bye"),
+        (
+            "print('before')\nraise KeyboardInterrupt",
+            'before\nTraceback (most recent call last):\n  File "<python>", line 2, in <module>\n'
+            "    raise KeyboardInterrupt\nKeyboardInterrupt",
+        ),
+    ],
+)
 def test_errors(pool, code, text):
     assert pool.run(code) == (text, "error")
 
@@ -862,8 +932,12 @@ print(*[worker.process.pid for worker in pool.workers], flush=True)
 if sys.argv[1] == "killed":
     os.kill(os.getpid(), 9)"""
     for ending in ("normally", "killed"):
-        done = subprocess.run([sys.executable, "-c", script, ending], capture_output=True, text=True,
-                              env={**os.environ, "TMPDIR": str(tmp_path)})  # one killed leaves its empty folder
+        done = subprocess.run(
+            [sys.executable, "-c", script, ending],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )  # one killed leaves its empty folder
         assert wait_until(lambda: not os.path.exists(f"/proc/{done.stdout.strip()}")), ending
 
 
@@ -882,15 +956,34 @@ def test_a_fork_of_the_trainer_does_not_stop_the_workers(pool):
 # Slow: python -m pytest -m slow tests/test_sandbox.py
 
 
-HARMFUL_UNCONFINED = {"processes: background shell", "others: signal everyone", "others: kill the worker",
-                      "others: trainer's limits", "others: trainer's affinity", "peeking: worker's relatives",
-                      "kernel: mount and chroot", "write: patch sandbox.py"}
+HARMFUL_UNCONFINED = {
+    "processes: background shell",
+    "others: signal everyone",
+    "others: kill the worker",
+    "others: trainer's limits",
+    "others: trainer's affinity",
+    "peeking: worker's relatives",
+    "kernel: mount and chroot",
+    "write: patch sandbox.py",
+}
 NOTHING_TO_SEE = {  # stopped earlier by the system itself, or seen only as a process that stays behind
-    "processes: forks", "processes: raw forks", "processes: threads", "processes: multiprocessing",
-    "peeking: worker's frames", "peeking: inherited descriptors", "peeking: environment",
-    "peeking: trainer's environ", "peeking: ptrace attach",
-    "kernel: SysV shared memory", "kernel: user namespace", "kernel: io_uring", "kernel: change user",
-    "kernel: 32-bit numbers (x32)", "kernel: undoing seccomp", "read: sqlite"}
+    "processes: forks",
+    "processes: raw forks",
+    "processes: threads",
+    "processes: multiprocessing",
+    "peeking: worker's frames",
+    "peeking: inherited descriptors",
+    "peeking: environment",
+    "peeking: trainer's environ",
+    "peeking: ptrace attach",
+    "kernel: SysV shared memory",
+    "kernel: user namespace",
+    "kernel: io_uring",
+    "kernel: change user",
+    "kernel: 32-bit numbers (x32)",
+    "kernel: undoing seccomp",
+    "read: sqlite",
+}
 SHOWN = set(attacks_of("processes", "others", "peeking", "network", "kernel", "read", "write"))
 
 
@@ -904,8 +997,9 @@ def test_the_watch_would_notice(tmp_path, name):
         code = world.fill(ATTACKS[name])
         output = tmp_path / "output"
         with output.open("wb") as stream:
-            subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "scratch", stdout=stream, stderr=stream,
-                           timeout=20)
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=tmp_path / "scratch", stdout=stream, stderr=stream, timeout=20
+            )
         assert wait_until(lambda: world.damage(output.read_text(errors="replace"))), output.read_text()
     finally:
         world.close()

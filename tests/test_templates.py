@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ScriptedSampler, grow
 
-from eval import encode_prompt
-from tools import SYSTEM_PROMPT
+from data.format import encode_prompt, system_prompt
 
 FAMILIES = {  # template, special tokens, how the prompt must end, what must stand in it once
     "qwen2.5": ("qwen2_5", ["<|im_start|>", "<|im_end|>"], "<|im_start|>assistant\n", "<|im_start|>system"),
@@ -60,12 +59,12 @@ def test_a_prompt_keeps_its_tags_has_one_beginning_and_is_never_rewritten(family
     tokenizer, ending, once = family
     prompt = encode_prompt(tokenizer, "How high is the tower?")
     text = tokenizer.decode(prompt)
-    assert text.count(once) == 1 and text.endswith(ending) and SYSTEM_PROMPT in text and "How high is" in text
+    assert text.count(once) == 1 and text.endswith(ending) and system_prompt() in text and "How high is" in text
 
     def script(key, calls):
         return ("<think> old</think><search> town</search>", 1.0) if calls < 2 else ("<answer>3</answer><|end|>", 1.0)
 
-    (tree,) = grow(ScriptedSampler(tokenizer, script), tokenizer, [prompt], num_generations=2, num_initial=2)
+    (tree,) = grow(ScriptedSampler(tokenizer, script), [prompt], num_generations=2, num_initial=2)
     assert tree.prompt == prompt
     for leaf in tree.leaves():
         ids = prompt + [i for n in tree.path(leaf) for i in tree.nodes[n].ids + tree.nodes[n].observation]

@@ -1,16 +1,22 @@
 """The tree algorithm: budgets, branch rules and invariance to scheduling, with scripted and random models."""
 
+import hashlib
+import json
+import random
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import SMALL, EchoTools, ScriptedSampler, grow, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import Policy, grow_in_memory
+from arpo import Policy
 from rollout import PROMPT, RolloutConfig, Sampler, uniform
 
 SEARCH = "<think>a</think><search>{}</search>"
 ANSWER = "<think>a</think><answer>7</answer><|end|>"
+GOLDEN = Path(__file__).with_name("golden_trees.json")
 
 
 def facts(tree):
@@ -33,7 +39,7 @@ def hashed_script(seed, turns=4):
     return script
 
 
-class NoMemory:
+class NoMemory(Sampler):
     def prefill(self, prompts):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -64,7 +70,7 @@ def test_exactly_m_leaves_and_sound_trees(tokenizer, config, share, seed):
     """Guards: budgets that run over or are left unspent, orphans, paths beyond their limits."""
     m = config["num_generations"]
     config = SMALL | config | dict(num_initial=max(1, round(share * m)))
-    (tree,) = grow(ScriptedSampler(tokenizer, hashed_script(seed)), tokenizer, ["the town"], **config)
+    (tree,) = grow(ScriptedSampler(tokenizer, hashed_script(seed)), ["the town"], **config)
     leaves = tree.leaves()
     assert len(leaves) == m
     assert all(node.parent < n for n, node in enumerate(tree.nodes))
@@ -80,9 +86,44 @@ def test_exactly_m_leaves_and_sound_trees(tokenizer, config, share, seed):
         assert len(executed) <= config["max_tool_calls"]
 
 
+def golden_configs():
+    """100 configurations; the numbers drawn must stay in this order."""
+    rng = random.Random(0)
+    for _ in range(100):
+        m = rng.randint(1, 16)
+        yield dict(
+            num_generations=m,
+            num_initial=rng.randint(1, m),
+            fan_out=rng.randint(1, 4),
+            base_prob=rng.random(),
+            entropy_weight=rng.uniform(-2, 2),
+            threshold=rng.random(),
+            entropy_tokens=rng.randint(1, 30),
+            branch_rule=rng.choice(["threshold", "coin"]),
+            entropy_timing=rng.choice(["after", "before"]),
+            entropy_norm=rng.choice(["log_vocab", "vocab"]),
+            fork_at=rng.choice(["result", "probe"]),
+            shuffle_entropy=rng.random() < 0.3,
+            max_tool_calls=rng.randint(0, 5),
+            max_completion_length=rng.randint(20, 200),
+            max_turn_tokens=rng.randint(3, 60),
+        )
+
+
+def test_the_same_trees_as_version_0_1(tokenizer):
+    """Guards every rule of the algorithm at once: three trees each, and their digests as version 0.1 had them."""
+    expected = json.loads(GOLDEN.read_text())
+    for number, config in enumerate(golden_configs()):
+        keys = [f"g{number}/{q}" for q in range(3)]
+        sampler = ScriptedSampler(tokenizer, hashed_script(number))
+        trees = grow(sampler, ["the town is", "the river of the mayor", "old"], keys, **config)
+        text = json.dumps([facts(tree) for tree in trees])
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected[number], f"tree {number}: {config}"
+
+
 def test_n_equals_m_is_grpo(tokenizer):
     """With N = M nothing forks, whatever the entropies say."""
-    (tree,) = grow(ScriptedSampler(tokenizer, hashed_script(1)), tokenizer, ["x"], num_initial=8, base_prob=1.0)
+    (tree,) = grow(ScriptedSampler(tokenizer, hashed_script(1)), ["x"], num_initial=8, base_prob=1.0)
     assert sum(node.parent == PROMPT for node in tree.nodes) == 8
     assert len(tree.leaves()) == 8 and all(n.decision is None or not n.decision.new_paths for n in tree.nodes)
 
@@ -95,7 +136,7 @@ def test_hand_worked_tree(tokenizer):
         return (SEARCH.format(wave) if key == "q0/0" and wave < 2 else ANSWER), entropy
 
     (tree,) = grow(
-        ScriptedSampler(tokenizer, script), tokenizer, ["x"], num_generations=4, num_initial=1, fan_out=2,
+        ScriptedSampler(tokenizer, script), ["x"], num_generations=4, num_initial=1, fan_out=2,
         branch_rule="threshold", base_prob=0.5, entropy_weight=0.2, threshold=0.5,
     )  # fmt: skip
     first, second = tree.nodes[0].decision, tree.nodes[1].decision
@@ -119,7 +160,7 @@ def test_siblings_do_not_test_their_own_fork_but_may_branch_later(tokenizer):
         return (SEARCH.format(wave) if wave < 2 else ANSWER), 1.0 + wave
 
     (tree,) = grow(
-        ScriptedSampler(tokenizer, script), tokenizer, ["x"], num_generations=6, num_initial=1, fan_out=1,
+        ScriptedSampler(tokenizer, script), ["x"], num_generations=6, num_initial=1, fan_out=1,
         branch_rule="threshold", base_prob=0.6,
     )  # fmt: skip
     decided = [n for n, node in enumerate(tree.nodes) if node.decision]
@@ -135,9 +176,7 @@ def test_scarce_budget_goes_to_the_highest_p(tokenizer):
     def script(key, wave):
         return (SEARCH.format(1) if wave == 0 else ANSWER), 1.0 + wave * {"q0/0": 1, "q0/1": 2, "q0/2": 3}.get(key, 0)
 
-    (tree,) = grow(
-        ScriptedSampler(tokenizer, script), tokenizer, ["x"], num_generations=4, num_initial=3, branch_rule="threshold"
-    )
+    (tree,) = grow(ScriptedSampler(tokenizer, script), ["x"], num_generations=4, num_initial=3, branch_rule="threshold")
     forks = {n.rank: n.decision for n in tree.nodes if n.decision}
     assert [forks[r].new_paths for r in (0, 1, 2)] == [0, 0, 1]
     assert forks[0].prob > forks[0].bar  # it wanted a fork too
@@ -147,7 +186,7 @@ def test_leftover_budget_starts_at_once_and_does_not_branch(tokenizer):
     sampler = ScriptedSampler(
         tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, 9.0 if wave else 1.0)
     )
-    (tree,) = grow(sampler, tokenizer, ["x"], num_generations=8, num_initial=2, base_prob=-1.0, branch_rule="coin")
+    (tree,) = grow(sampler, ["x"], num_generations=8, num_initial=2, base_prob=-1.0, branch_rule="coin")
     assert sampler.calls == 4  # two waves for the initial paths, two for all six others
     assert sum(n.decision is not None for n in tree.nodes) == 2
 
@@ -156,7 +195,7 @@ def test_leftover_budget_starts_at_once_and_does_not_branch(tokenizer):
 def test_entropy_timing(tokenizer, timing, expected):
     """Ledger: the released code measures the turn before the result."""
     script = lambda key, wave: (SEARCH.format(1) if wave < 1 else ANSWER, 1.0 if wave == 0 else 3.0)
-    (tree,) = grow(ScriptedSampler(tokenizer, script), tokenizer, ["x"], num_initial=1, entropy_timing=timing)
+    (tree,) = grow(ScriptedSampler(tokenizer, script), ["x"], num_initial=1, entropy_timing=timing)
     assert tree.nodes[0].decision.entropy == expected
 
 
@@ -165,22 +204,20 @@ def test_baseline_entropy_is_the_paths_own(tokenizer):
     sampler = ScriptedSampler(
         tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, float(key[1]) + 2 * wave)
     )
-    for tree, own in zip(
-        grow(sampler, tokenizer, ["x", "y"], keys=["q3", "q5"], num_generations=2, num_initial=1), (3.0, 5.0)
-    ):
+    for tree, own in zip(grow(sampler, ["x", "y"], keys=["q3", "q5"], num_generations=2, num_initial=1), (3.0, 5.0)):
         assert tree.nodes[0].decision.initial_entropy == own and tree.nodes[0].decision.entropy == own + 2
 
 
 @pytest.mark.parametrize("norm, scale", [("log_vocab", 6.556778), ("vocab", 704)])
 def test_normalisation(tokenizer, norm, scale):
     sampler = ScriptedSampler(tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, 1.0 + wave))
-    (tree,) = grow(sampler, tokenizer, ["x"], num_initial=1, entropy_norm=norm)
+    (tree,) = grow(sampler, ["x"], num_initial=1, entropy_norm=norm)
     assert tree.nodes[0].decision.delta == pytest.approx(1 / scale)
 
 
 def test_entropy_is_a_mean_over_at_most_k_tokens(tokenizer, model):
     """Ledger: summed over up to 20 tokens, short turns would score low."""
-    trees = grow(Sampler(model, tokenizer), tokenizer, keys=["a", "b"], entropy_tokens=3, num_initial=4)
+    trees = grow(Sampler(model, tokenizer), keys=["a", "b"], entropy_tokens=3, num_initial=4)
     checked = 0
     for tree in trees:
         for n, node in enumerate(tree.nodes):
@@ -197,7 +234,6 @@ def test_with_alpha_equal_tau_the_threshold_is_the_sign_of_delta(tokenizer):
     trees = [
         grow(
             ScriptedSampler(tokenizer, hashed_script(5)),
-            tokenizer,
             ["x"],
             branch_rule="threshold",
             entropy_weight=b,
@@ -211,7 +247,6 @@ def test_with_alpha_equal_tau_the_threshold_is_the_sign_of_delta(tokenizer):
 def test_the_shuffled_control_keeps_the_deltas_of_a_wave(tokenizer):
     make = lambda shuffle: grow(
         ScriptedSampler(tokenizer, hashed_script(3)),
-        tokenizer,
         ["x"],
         num_initial=6,
         num_generations=6,
@@ -227,7 +262,7 @@ def test_the_shuffled_control_keeps_the_deltas_of_a_wave(tokenizer):
 def test_the_model_is_told_once_that_its_calls_are_spent(tokenizer):
     """Ledger: no unsampled end token; a refusal in a result, then the next call ends the path."""
     (tree,) = grow(
-        ScriptedSampler(tokenizer, lambda key, wave: (SEARCH.format(wave), 1.0)), tokenizer, ["x"],
+        ScriptedSampler(tokenizer, lambda key, wave: (SEARCH.format(wave), 1.0)), ["x"],
         num_generations=1, num_initial=1, max_tool_calls=2, max_completion_length=500, max_result_tokens=100,
     )  # fmt: skip
     assert [n.result.outcome if n.result else None for n in tree.nodes] == ["ok", "ok", "refused", None]
@@ -236,9 +271,7 @@ def test_the_model_is_told_once_that_its_calls_are_spent(tokenizer):
 
 
 def test_fork_after_the_probe_shares_the_measured_tokens(tokenizer, model):
-    trees = grow(
-        Sampler(model, tokenizer), tokenizer, fork_at="probe", base_prob=1.0, num_initial=2, num_generations=10
-    )
+    trees = grow(Sampler(model, tokenizer), fork_at="probe", base_prob=1.0, num_initial=2, num_generations=10)
     probes = [(tree, n) for tree in trees for n, node in enumerate(tree.nodes) if node.stopped == "probe"]
     assert probes
     for tree, n in probes:
@@ -246,24 +279,23 @@ def test_fork_after_the_probe_shares_the_measured_tokens(tokenizer, model):
         assert sum(node.parent == n for node in tree.nodes) >= 2
 
 
-def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model, capsys):
-    """One key, one tree: alone, together, permuted, in waves that wait for all rows or for few (fp32)."""
+def test_trees_do_not_depend_on_batch_or_order(tokenizer, model, capsys):
+    """One key, one tree: alone, together, permuted, few at a time, and where memory runs out (fp32)."""
     prompts = ["the town is", "the river of the mayor", "old", "the long river is old and the town"]
     keys = [f"seed0/step1/{q}" for q in range(4)]
 
-    def trees(order=range(4), sampler=Sampler, max_rows=512, **settings):
-        config = RolloutConfig(**(SMALL | settings))
-        ids = [tokenizer.encode(prompts[q]) for q in order]
-        policy, names = Policy(model, tokenizer, max_rows=max_rows), [keys[q] for q in order]
-        grown = grow_in_memory(policy, ids, names, sampler(model, tokenizer), EchoTools(), config)
+    def trees(order=range(4), sampler=Sampler, max_rows=512):
+        ids, names = [tokenizer.encode(prompts[q]) for q in order], [keys[q] for q in order]
+        policy = Policy(model, tokenizer, max_rows=max_rows)
+        policy.sampler = sampler(model, tokenizer)
+        grown = policy.grow(ids, names, EchoTools(), RolloutConfig(**SMALL))
         return {q: facts(tree) for q, tree in zip(order, grown)}
 
     expected = trees()
     assert len({len(tree) for tree in expected.values()}) > 1
     assert trees(order=[2, 0, 3, 1]) == expected
     assert trees(max_rows=8) == expected
-    assert trees(max_rows=16, wave_quorum=0.5) == expected
-    assert trees(wave_quorum=0.2) == expected
+    assert trees(max_rows=16) == expected
     assert trees(order=[3])[3] == expected[3]
 
     class Small(Sampler):  # memory for 8 rows, as many as a tree may need
@@ -274,26 +306,30 @@ def test_trees_do_not_depend_on_batch_order_or_quorum(tokenizer, model, capsys):
 
     assert trees(sampler=Small) == expected
     told = capsys.readouterr().err
-    assert "at most 16 rows at once" in told and "at most 8 rows at once" in told
+    assert told == "".join(f"out of memory: trees grown at once: {n} from now on\n" for n in (2, 1))
     with pytest.raises(torch.OutOfMemoryError):
-        trees(sampler=lambda *args: NoMemory())
+        trees(sampler=NoMemory)
 
 
 def test_counts_every_prompt_and_result_token_is_prefilled_once(tokenizer):
     """The ledger of a rollout: nothing is fed twice but the token that a fork samples from."""
-    for seed, quorum in ((0, 1.0), (1, 1.0), (2, 0.5)):
+    for seed in range(3):
         sampler = Sampler(random_model(tokenizer, seed), tokenizer)
-        trees = grow(sampler, tokenizer, keys=[f"{seed}a", f"{seed}b"], wave_quorum=quorum)
+        trees = grow(sampler, keys=[f"{seed}a", f"{seed}b"])
         unique = sum(len(tree.prompt) + sum(len(n.observation) for n in tree.nodes) for tree in trees)
         assert sampler.counts["prefilled"] == unique
         assert sampler.counts["decoded"] == sum(len(n.ids) for tree in trees for n in tree.nodes)
-        if quorum == 1:  # one token for every path that starts, from the prompt or at a fork
-            assert sampler.counts["refed"] == sum(len(tree.leaves()) for tree in trees)
+        # one token for every row that starts, from the prompt or at a fork
+        assert sampler.counts["refed"] == sum(len(tree.leaves()) for tree in trees)
 
 
-def test_n_above_m_is_refused():
+def test_n_above_m_is_refused_and_zero_is_m(tokenizer):
     with pytest.raises(ValueError, match="num_initial .* from 1 to .*found 9"):
         RolloutConfig(num_generations=8, num_initial=9)
+    zero, eight = (
+        grow(ScriptedSampler(tokenizer, hashed_script(1)), ["x"], num_initial=n, base_prob=1.0)[0] for n in (0, 8)
+    )
+    assert facts(zero) == facts(eight) and sum(node.parent == PROMPT for node in zero.nodes) == 8
 
 
 def test_a_tools_own_limit_refuses_its_calls_and_lets_the_path_go_on(tokenizer):
@@ -304,8 +340,8 @@ def test_a_tools_own_limit_refuses_its_calls_and_lets_the_path_go_on(tokenizer):
         return turns[calls], 1.0
 
     limits = dict(num_generations=1, num_initial=1, max_tool_calls=5, tool_limits="search=1")
-    (tree,) = grow(ScriptedSampler(tokenizer, script), tokenizer, ["the town"], **limits)
+    (tree,) = grow(ScriptedSampler(tokenizer, script), ["the town"], **limits)
     assert [node.result.outcome for node in tree.nodes if node.result] == ["ok", "refused", "ok"]
     assert "No search calls are left" in tree.nodes[1].result.text and tree.nodes[-1].stopped == "end"
     with pytest.raises(ValueError, match='found "?.?search=x'):
-        grow(ScriptedSampler(tokenizer, script), tokenizer, ["the town"], tool_limits="search=x")
+        grow(ScriptedSampler(tokenizer, script), ["the town"], tool_limits="search=x")

@@ -18,7 +18,7 @@ trl = pytest.importorskip("trl", reason="needs requirements-bench.txt")
 def sides(tokenizer, tmp_path_factory):
     """A forked batch of trees, advantages for their leaves, and TRL's trainer around the same model."""
     model = random_model(tokenizer, 3)
-    trees = grow(Sampler(model, tokenizer), tokenizer, ("the town is", "old"), num_initial=2, num_generations=6)
+    trees = grow(Sampler(model, tokenizer), ("the town is", "old"), num_initial=2, num_generations=6)
     assert any(n.decision and n.decision.new_paths for tree in trees for n in tree.nodes)
     config = trl.GRPOConfig(
         output_dir=str(tmp_path_factory.mktemp("trl")), use_cpu=True, bf16=False, gradient_checkpointing=False,

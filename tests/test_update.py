@@ -8,8 +8,8 @@ from conftest import grow, random_model
 
 from advantage import ADVANTAGES, attribute, loss_weights
 from arpo import UpdateConfig, make_batches, pack, policy_loss, split, token_logprobs, tokens, update
+from data.optimizer import Optimizer
 from rollout import Sampler
-from train import Stepper
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def grown(tokenizer):
     """Three forked trees of a random model, and advantages for their leaves."""
     model = random_model(tokenizer, 3)
     prompts = ("the town is", "the river of the mayor", "old")
-    trees = grow(Sampler(model, tokenizer), tokenizer, prompts, num_initial=2, num_generations=6)
+    trees = grow(Sampler(model, tokenizer), prompts, num_initial=2, num_generations=6)
     assert any(n.decision and n.decision.new_paths for tree in trees for n in tree.nodes)
     torch.manual_seed(0)
     return model, trees, torch.randn(3, 6)
@@ -65,9 +65,9 @@ def per_leaf_loss(model, trees, advantages, config, old_shift):
     ratio = (logp - logp.detach() + old_shift(ids[:, 1:])).exp()
     clipped = ratio.clamp(1 - config.epsilon, 1 + config.epsilon_high)
     terms = torch.minimum(ratio * token_advantages, clipped * token_advantages) * mask
-    if config.loss_type == "dapo":
+    if config.loss_type == "token_mean":
         return -terms.sum() / mask.sum()
-    if config.loss_type == "grpo":
+    if config.loss_type == "sequence_mean":
         return -(terms.sum(-1) / mask.sum(-1)).mean()
     return -terms.sum() / len(ids) / config.max_completion_length
 
@@ -100,7 +100,7 @@ def assert_close(a, b, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("attribution", ["soft", "hard"])
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", ["token_mean", "sequence_mean", "constant"])
 @pytest.mark.parametrize("shift", [on_policy, off_policy])
 def test_packed_equals_padded_leaves(grown, attribution, loss_type, shift):
     """Guards: shifted targets at forks, siblings that see each other, wrong positions, lost denominators."""
@@ -131,10 +131,10 @@ def test_hard_equals_soft_on_policy_and_not_when_the_clip_bites(grown):
 def test_splitting_changes_no_gradient(grown, attribution):
     """Guards: denominators that depend on the micro-batch, hard advantages over a part's leaves only."""
     model, trees, advantages = grown
-    whole = UpdateConfig(attribution=attribution, beta=0.1)
+    whole = UpdateConfig(attribution=attribution, kl_coef=0.1)
     expected = gradient(model, tree_loss(model, trees, advantages, whole, off_policy))
     for budget in (1, 150, 300):
-        config = UpdateConfig(attribution=attribution, beta=0.1, token_budget=budget)
+        config = UpdateConfig(attribution=attribution, kl_coef=0.1, token_budget=budget)
         assert len(make_batches(trees, advantages, config)) > len(make_batches(trees, advantages, whole))
         assert_close(gradient(model, tree_loss(model, trees, advantages, config, off_policy)), expected)
 
@@ -185,7 +185,7 @@ def test_the_end_token_is_trained_even_where_pad_is_eos(tokenizer):
     same = copy.deepcopy(tokenizer)
     same.pad_token = same.eos_token
     model = random_model(same, 1)
-    trees = grow(Sampler(model, same), same, keys=["a", "b"])
+    trees = grow(Sampler(model, same), keys=["a", "b"])
     ended = [n for tree in trees for n in tree.nodes if n.stopped == "end"]
     assert ended and all(n.ids[-1] == same.eos_token_id for n in ended)
     batches = make_batches(trees, torch.randn(2, 8), UpdateConfig())
@@ -209,7 +209,7 @@ def test_packed_logprobs_equal_the_samplers(grown):
 
 def test_kl_is_zero_at_the_reference_and_weighted_like_the_tokens(grown):
     model, trees, advantages = grown
-    config = UpdateConfig(beta=0.5)
+    config = UpdateConfig(kl_coef=0.5)
     (batch,) = make_batches(trees, advantages, config)
     logprobs = token_logprobs(model, batch).detach()
     plain, sums = policy_loss(logprobs, logprobs, batch, config, logprobs)
@@ -226,15 +226,15 @@ def test_update_steps_and_keeps_old_logprobs(grown, settings):
     model, trees, advantages = grown
     policy = copy.deepcopy(model)
     config = UpdateConfig(**settings)
-    step = Stepper(policy, torch.optim.SGD(policy.parameters(), lr=0.05), max_grad_norm=1.0)
-    norms, end = [], step.__call__
+    optimizer = Optimizer(policy, torch.optim.SGD(policy.parameters(), lr=0.05), max_grad_norm=1.0)
+    norms, end = [], optimizer.step
 
     def counted():
         norms.append(end()["grad_norm"])
         return {"grad_norm": norms[-1], "skipped": 0}
 
-    counted.scale = step.scale
-    metrics = update(policy, counted, trees, advantages, config)
+    optimizer.step = counted
+    metrics = update(policy, optimizer, trees, advantages, config)
     assert metrics["grad_norm"] == pytest.approx(sum(norms) / len(norms)) and metrics["kl_sampler"] < 1e-6
     assert any((a != b).any() for a, b in zip(policy.parameters(), model.parameters()))
     if not settings:
@@ -249,7 +249,7 @@ def test_split_respects_the_budget_and_covers_every_leaf_once(grown):
     tree, values = trees[0], advantages[0]
     below = tree.descends()
     lengths = torch.tensor([float(len(n.ids)) for n in tree.nodes]) @ below
-    (weights,) = loss_weights([below], [lengths], "dapo", 100)
+    (weights,) = loss_weights([below], [lengths], "token_mean", 100)
     whole = (tree, weights, attribute(values, below, "soft"))
     budget = tokens(tree, weights) * 2 // 3
     parts = split(whole, budget)

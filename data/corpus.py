@@ -1,0 +1,129 @@
+"""Full-text search over a corpus, in memory or in a file, with SQLite's index (BM25).
+
+A corpus is a list of passages, or lines of {"title", "text", perhaps "address"} that are indexed once into a file
+beside them. Titles weigh four times as much as text. Equal scores keep the order of the corpus, so the same query
+always gives the same result. Left out: dense retrieval.
+"""
+
+import json
+import re
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from data import Passage
+from data.format import ToolResult
+
+STOPWORDS = frozenset(
+    "a about an and are as at be been but by did do does for from had has have how i if in into is it its many "
+    "more much of on or than that the their there these they this to was were what when where which who whose "
+    "why will with would".split()
+)
+HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese, written without spaces
+
+
+class Corpus:
+    """Passages in memory, or the index of a corpus on disk. May be used from many threads."""
+
+    def __init__(self, source: Iterable[Passage] | str | Path):
+        self._lock, self._threads = threading.Lock(), threading.local()
+        self._file = Path(source).resolve(strict=True).as_uri() if isinstance(source, str | Path) else None
+        if not self._file:
+            self._memory = sqlite3.connect(":memory:", check_same_thread=False)
+            _fill(self._memory, ((p.title, p.text, p.address) for p in source))
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Corpus":
+        """A corpus (.jsonl, indexed first if its index is missing or older) or an index (.db)."""
+        path = Path(path)
+        index = path.with_suffix(".db")
+        if path.suffix == ".jsonl" and (not index.exists() or index.stat().st_mtime < path.stat().st_mtime):
+            return cls(index_corpus(path))
+        return cls(index)
+
+    def search(self, query: str, top_k: int = 3, snippet_chars: int = 400) -> ToolResult:
+        """Titles, addresses and the beginnings of the passages that fit best."""
+        words = terms(query)
+        if not words:
+            return ToolResult("Error: the query has no words.", "error")
+        match = " OR ".join(f'"{_divide(word)}"' for word in words)  # quoted: nothing in a query is an operator
+        sql = (
+            "SELECT title, address, text FROM passages WHERE passages MATCH ? "
+            "ORDER BY bm25(passages, 4.0, 1.0), rowid LIMIT ?"
+        )
+        return ToolResult(show_hits(self._rows(sql, match, top_k), snippet_chars))
+
+    def page(self, address: str) -> ToolResult:
+        """All text at an address."""
+        sql = "SELECT text FROM passages JOIN places ON passages.rowid = passage WHERE places.address = ?"
+        rows = self._rows(f"{sql} ORDER BY passage", address)
+        return ToolResult("\n".join(text for (text,) in rows)) if rows else no_page(address)
+
+    def _rows(self, sql: str, *values) -> list[tuple]:
+        if not self._file:
+            with self._lock:
+                rows = self._memory.execute(sql, values).fetchall()
+        else:  # one connection a thread: SQLite lets go of the interpreter while it searches
+            if not hasattr(self._threads, "db"):
+                self._threads.db = sqlite3.connect(f"{self._file}?mode=ro", uri=True)
+            rows = self._threads.db.execute(sql, values).fetchall()
+        return [tuple(value.replace("\u200b", "") for value in row) for row in rows]
+
+
+def show_hits(hits: Iterable[tuple[str, str, str]], snippet_chars: int) -> str:
+    lines = [f"[{i}] {title} ({address}): {text[:snippet_chars]}" for i, (title, address, text) in enumerate(hits, 1)]
+    return "\n".join(lines) or "Nothing was found."
+
+
+def no_page(address: str) -> ToolResult:
+    return ToolResult(f"Error: no page at {address[:80]!r}. Use an address from a search result.", "error")
+
+
+def terms(query: str, limit: int = 32) -> list[str]:
+    """The words of a query, without stopwords if others remain; Chinese and Japanese in pairs of characters."""
+    words = []
+    for word in re.findall(rf"[{HAN}]+|[^\W{HAN}]+", query.lower()):
+        pairs = len(word) - 1 if re.match(f"[{HAN}]", word) else 0
+        words += [word[i : i + 2] for i in range(pairs)] or [word]
+    return ([word for word in words if word not in STOPWORDS] or words)[:limit]
+
+
+def index_corpus(corpus: str | Path) -> Path:
+    """Indexes a JSONL file of title, text and perhaps address (else the line's number) into a file beside it."""
+    target = Path(corpus).with_suffix(".db")
+    unfinished = target.with_suffix(".unfinished")  # renamed when complete: a killed command leaves no half index
+    unfinished.unlink(missing_ok=True)
+    try:
+        with closing(sqlite3.connect(unfinished)) as db:
+            _fill(db, _read_corpus(corpus))
+        return unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read_corpus(corpus: str | Path) -> Iterator[tuple[str, str, str]]:
+    with open(corpus, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                yield entry["title"], entry["text"], str(entry.get("address", number))
+            except (ValueError, LookupError, TypeError) as error:
+                found = f"found {line.strip()!r:.60} ({error!r})"
+                raise ValueError(f"{corpus}, line {number}: expected title and text as JSON, {found}") from None
+
+
+def _fill(db: sqlite3.Connection, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Makes the index of rows (title, text, address); rows of one address are one page, in their order."""
+    db.execute("CREATE VIRTUAL TABLE passages USING fts5(title, text, address UNINDEXED, tokenize='porter unicode61')")
+    divided = ((_divide(title), _divide(text), address) for title, text, address in rows)
+    db.executemany("INSERT INTO passages VALUES (?, ?, ?)", divided)
+    db.execute("CREATE TABLE places AS SELECT address, rowid AS passage FROM passages")
+    db.execute("CREATE INDEX by_address ON places(address)")
+    db.commit()
+
+
+def _divide(text: str) -> str:
+    """Zero-width spaces between Chinese characters, which SQLite would take for one long word."""
+    return text if text.isascii() else re.sub(rf"(?<=[{HAN}])(?=[{HAN}])", "\u200b", text)

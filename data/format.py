@@ -1,0 +1,208 @@
+"""The page between policy and world: tags, system prompt, calls, results and answers, as text and as tokens.
+
+The policy writes turns. A turn is any number of thoughts, then either one call of a tool or the answer, and after an
+answer the end token. A call is the text for the tool inside the tags of its name. It is answered by a result, which
+the environment writes and the policy is never trained on. How tags are spelled is said here and nowhere else.
+
+What others wrote is untrusted: a result is tokenised as plain text, so that tags or special tokens inside it have no
+power. Left out: running a tool (`tools.py`), and whether an answer is right (`grading.py`).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from data import ANSWER, Action
+from data.settings import Natural, NonNegative, Positive, Settings
+
+THINK, RESULT = "think", "result"
+
+
+def tagged(name: str, text: str) -> str:
+    return f"<{name}>{text}</{name}>"
+
+
+class Tool:
+    """What the page needs to know of a tool; a subclass is part of it from the moment it is defined.
+
+    An instance maps the text of a call to a `ToolResult`. It may have `check()`, a harmless call that shows whether
+    the tool works; without one it is tried with `probe`, which must give the text `expected`, if that is set.
+    """
+
+    name: ClassVar[str]  # of its tags
+    usage: ClassVar[str]  # its line in the system prompt
+    probe: ClassVar[str] = "6 * 7"
+    expected: ClassVar[str] = ""
+    demonstrations: ClassVar[tuple[tuple[str, list[Action]], ...]] = ()  # questions and turns for the cold start
+    known: ClassVar[dict[str, type["Tool"]]] = {}
+
+    def __init_subclass__(cls):
+        Tool.known[cls.name] = cls
+
+    @classmethod
+    def from_config(cls, around) -> "Tool | None":
+        """The tool of a task (see `tools.py:Surroundings`), or None where it is not offered."""
+        return cls()
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    tool: str
+    content: str
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a call came to: the text that the model sees, and how the call ended.
+
+    `outcome` is one of ok, error (the call ran and failed), timeout, crash, malformed (closing tag without an opening
+    one) or refused (not run: over the limit of calls, or not an address to open). It is the same online and from the
+    cache, which `cached` tells apart. `fault` says that the tool is to blame and not the call (the network, a server,
+    a key): the same call may succeed later.
+    """
+
+    text: str
+    outcome: str = "ok"
+    seconds: float = 0.0
+    cached: bool = False
+    fault: bool = False
+
+
+@dataclass(frozen=True)
+class TrajectoryConfig(Settings):
+    """What a trajectory may be, and how it is drawn."""
+
+    seed: Natural = 0  # names all randomness
+    temperature: NonNegative = 1.0  # of sampling; 0 takes the likeliest token
+    max_completion_length: Positive = 512  # tokens of a trajectory after the prompt, results included
+    max_turn_tokens: Positive = 128  # sampled tokens of a turn
+    max_result_tokens: Positive = 128  # tokens of a tool result that the policy reads
+    max_tool_calls: Natural = 6  # of a trajectory
+    tool_limits: str = ""  # of a trajectory by tool, such as "search=3,python=5"
+
+    def __post_init__(self):
+        super().__post_init__()
+        parse_limits(self.tool_limits)
+
+
+def parse_limits(text: str) -> dict[str, int]:
+    """Calls of a trajectory by tool: "search=3,python=5". Raises ValueError."""
+    parts = [part.partition("=") for part in text.split(",") if part]
+    if not all(tool in Tool.known and number.isdigit() for tool, _, number in parts):
+        names = ", ".join(Tool.known)
+        raise ValueError(f'--tool_limits: expected such as "search=3,python=5" with {names}, found {text!r}')
+    return {tool: int(number) for tool, _, number in parts}
+
+
+def system_prompt() -> str:
+    """What the policy is told about its work and its tools."""
+    tools = "\n".join(tool.usage for tool in Tool.known.values())
+    example = [
+        tagged(THINK, "I need the height of the tower.") + tagged("search", "Iron Tower height"),
+        tagged(RESULT, "[1] Iron Tower (towers/7): The Iron Tower is 120 metres high."),
+        tagged(THINK, "Twice 120.") + tagged("python", "2 * 120") + tagged(RESULT, "240"),
+        tagged(THINK, "The computation gives the answer.") + tagged(ANSWER, "240"),
+    ]
+    return (
+        "Answer the question. Work in turns, and write nothing outside these tags:\n"
+        f"{tagged(THINK, 'your reasoning')}\n{tools}\n{tagged(ANSWER, 'the answer alone')} ends your work.\n"
+        f"After a tool call stop: its output comes back as {tagged(RESULT, 'output')}, and you go on from there.\n"
+        "Use tools for facts and arithmetic that you are not sure of. Calls are limited, so make each count.\n\n"
+        f"Example:\n{''.join(example)}"
+    )
+
+
+def tag_names() -> list[str]:
+    """Of all tags. The tools' are known once `tools.py` has been imported."""
+    return [THINK, *Tool.known, RESULT, ANSWER]
+
+
+def closing_tags() -> list[str]:
+    """Of calls: a turn ends at one of these or at the end token."""
+    return [f"</{name}>" for name in Tool.known]
+
+
+def parse_call(turn: str) -> ToolCall | None:
+    """The last call in a turn's text, or None where its opening tag is missing."""
+    end, tool = max((turn.rfind(f"</{tool}>"), tool) for tool in Tool.known)
+    start = turn.rfind(f"<{tool}>", 0, max(end, 0))
+    return ToolCall(tool, turn[start + len(tool) + 2 : end].strip()) if start >= 0 else None
+
+
+def may_close(piece: str) -> bool:
+    """Whether a token may complete a closing tool tag: up to a ">" it is the tag's end, or holds the whole tag."""
+    heads = [piece[: i + 1] for i, char in enumerate(piece) if char == ">"]
+    return any(tag.endswith(head) or head.endswith(tag) for head in heads for tag in closing_tags())
+
+
+def read_answer(turns: list[str]) -> str | None:
+    """The answer of a whole trajectory, or None if its format is wrong.
+
+    `turns` has the text that the policy itself wrote, one string a turn and without the end token; tool output is no
+    part of it, so a page with a tag in it cannot cost the policy anything.
+    """
+    any_tag = rf"</?(?:{'|'.join(tag_names())})>"
+    body = rf"(?:(?!{any_tag}).)*"
+    thoughts = rf"\s*(?:{tagged(THINK, body)}\s*)*"
+    call = rf"{thoughts}<({'|'.join(Tool.known)})>{body}</\1>\s*"
+    answer = re.fullmatch(thoughts + tagged(ANSWER, f"({body})") + r"\s*", turns[-1], re.DOTALL)
+    if answer is None or not answer.group(1).strip():
+        return None
+    if not all(re.fullmatch(call, turn, re.DOTALL) for turn in turns[:-1]):
+        return None
+    return answer.group(1).strip()
+
+
+def write_action(action: Action) -> str:
+    """An expert's turn. A word's token begins with its space, a digit's does not."""
+    space = " " if action.content[0].isalpha() else ""
+    return tagged(THINK, f" {action.think}") + tagged(action.tool, space + action.content)
+
+
+def split_results(text: str) -> list[str]:
+    """A trajectory as one text, cut at its results: what the policy wrote at even places, results at odd ones."""
+    return re.split(tagged(RESULT, "(.*?)"), text, flags=re.DOTALL)
+
+
+def without_result_tags(text: str) -> str:
+    return re.sub(rf"^\s*<{RESULT}>|</{RESULT}>\s*$", "", text)
+
+
+def encode_prompt(tokenizer, question: str) -> list[int]:
+    """The question under the system prompt, in the model's chat template if it has one."""
+    if tokenizer.chat_template:
+        messages = [{"role": "system", "content": system_prompt()}, {"role": "user", "content": question}]
+        fixed = {"date_string": "26 Jul 2024"}  # templates that tell the date would tell another one tomorrow
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **fixed)
+    else:
+        text = f"{system_prompt()}\n\nQuestion: {question}\n"
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_result(tokenizer, text: str, max_tokens: int) -> list[int]:
+    """Token ids of a result: `text` as plain text, cut to `max_tokens`, between the tags."""
+    any_tag = rf"</?(?:{'|'.join(tag_names())})>"
+    plain = re.sub(any_tag, lambda tag: tag.group().strip("<>"), text)  # tags of several tokens are disarmed too
+    ids = tokenizer.encode(plain, add_special_tokens=False, split_special_tokens=True)[:max_tokens]
+    opening, closing = (tokenizer.encode(tag, add_special_tokens=False) for tag in (f"<{RESULT}>", f"</{RESULT}>"))
+    return opening + ids + closing
+
+
+def encode_turns(
+    tokenizer, question: str, turns: Iterable[tuple[str, str | None]], max_result_tokens: int
+) -> tuple[list[int], list[int]]:
+    """Token ids of a trajectory under its prompt, and 1 where the policy wrote the token, both (T,).
+
+    `turns` yields a turn's text and its result, which is None after the last: there stands the end token.
+    """
+    ids = encode_prompt(tokenizer, question)
+    own = [0] * len(ids)
+    for text, result in turns:
+        turn_ids = tokenizer.encode(text, add_special_tokens=False)
+        if result is None:
+            turn_ids.append(tokenizer.eos_token_id)
+        result_ids = [] if result is None else encode_result(tokenizer, result, max_result_tokens)
+        ids += turn_ids + result_ids
+        own += [1] * len(turn_ids) + [0] * len(result_ids)
+    return ids, own

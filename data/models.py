@@ -1,0 +1,243 @@
+"""Where weights come from: names, folders, GGUF files, precision, 4-bit, and what memory there is for them.
+
+A model is named by "tiny" (the built-in one), a folder, an adapter's folder, a .gguf file, or a hub id. Its size or
+its run decides the defaults of other settings. Left out: what is done with a model (`arpo.py:Policy`).
+"""
+
+import copy
+import gc
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+
+from data.runs import read_about
+from data.settings import Settings
+
+# The built-in model's weights; made by: python train.py --stage sft --output_dir data/tiny_model
+TINY = Path(__file__).parent / "tiny_model"
+ALIASES = {"Qwen": "Qwen/", "SmolLM": "HuggingFaceTB/", "Llama-": "meta-llama/"}
+
+# Defaults that follow the model: the built-in one is trained in full on short texts, real ones with LoRA.
+SIZES = {
+    "tiny": {
+        "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64,
+        "max_result_tokens": 120, "top_k": 1, "window_chars": 160,
+        "lora_r": 0, "learning_rate": 5e-4, "questions_per_step": 12, "max_steps": 60, "token_budget": 500,
+        "sft_steps": 3000, "sft_worlds": 300, "sft_batch_tokens": 2200, "sft_learning_rate": 3e-3,
+    },
+    "real": {
+        "cold_start": True, "gradient_checkpointing": True, "load_in_4bit": None, "max_completion_length": 2048,
+        "max_turn_tokens": 512, "max_result_tokens": 384,
+    },
+}  # fmt: skip
+PROMPT_TOKENS = 500  # that a prompt may take, in the memory plan
+# What a run hands on to whoever goes on from its model: how it reads and writes, not how it was trained.
+OF_THE_MODEL = (
+    "max_completion_length", "max_turn_tokens", "max_result_tokens", "max_tool_calls", "top_k", "snippet_chars",
+    "window_chars", "lora_r", "load_in_4bit", "gradient_checkpointing", "token_budget",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    model: str = "tiny"  # "tiny", an alias such as Qwen2.5-1.5B, a hub id, a .gguf file, or a folder
+    load_in_4bit: bool | None = False  # NF4 weights through bitsandbytes; for real models left open: if memory asks
+
+
+def size_of(model: str) -> str:
+    """The key of SIZES that a model has; a run's model has that of the model it came from."""
+    if model == "tiny" or Path(model).resolve() == TINY:
+        return "tiny"
+    about = read_about(model)
+    return about.get("size", "tiny" if about["settings"]["model"] == "tiny" else "real") if about else "real"
+
+
+def model_defaults(model: str) -> dict:
+    """Settings that follow the model: those of its size, and of a run what belongs to its model."""
+    defaults = dict(SIZES[size_of(model)])
+    if Path(model).resolve() != TINY and (about := read_about(model)):
+        defaults |= {name: about["settings"][name] for name in OF_THE_MODEL if name in about["settings"]}
+        defaults["cold_start"] = False  # it has had one
+    return defaults
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub id behind a short name."""
+    if name == "tiny":
+        return str(TINY)
+    if name.endswith(".gguf") and Path(name).is_file():
+        return str(unpack_gguf(Path(name)))
+    owner = next((owner for start, owner in ALIASES.items() if name.startswith(start)), "")
+    return name if "/" in name or Path(name).is_dir() else owner + name
+
+
+def unpack_gguf(file: Path) -> Path:
+    """The folder beside a GGUF file that holds it in Hugging Face form, dequantised; made when first asked for."""
+    folder = file.with_suffix("")
+    if not (folder / "tokenizer_config.json").exists():
+        if importlib.util.find_spec("gguf") is None:
+            raise ValueError("reading a .gguf file needs: pip install gguf")
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
+        model.hf_quantizer = None  # the weights are plain numbers by now, though transformers will not say so
+        del model.config.quantization_config
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)  # last: it is whole
+    return folder
+
+
+def is_adapter(folder: str) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def base_of(name: str) -> str:
+    """The model that an adapter belongs to; any other model is its own."""
+    if not is_adapter(name):
+        return name
+    return json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, dtype: torch.dtype) -> tuple:
+    """(model, tokenizer, adapter, reference) of a hub id or a folder; an adapter's folder brings its base along.
+
+    `lora_r` 0: all weights are to be trained, and the reference is a frozen copy. Above: LoRA of that rank on all
+    linear layers, alpha = 2 r; the adapter is the peft wrapper around the model. None: nothing is to be trained.
+    """
+    quantized = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base_of(name),
+        dtype=dtype,
+        attn_implementation="sdpa",
+        quantization_config=quantized if load_in_4bit else None,
+        device_map={"": device},  # quantised where it will stay
+    )
+    for layer in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes would repack the weights at the first sampled token, for good and
+        # in a form without gradients.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if not (is_adapter(name) or lora_r):
+        reference = copy.deepcopy(model).requires_grad_(False).eval() if lora_r == 0 else None
+        return model.eval(), tokenizer, None, reference
+    from peft import LoraConfig, PeftModel, get_peft_model  # here, for it takes more than a second to import
+
+    if is_adapter(name):
+        adapter = PeftModel.from_pretrained(model, name, is_trainable=True)
+        adapter.load_adapter(name, "reference", is_trainable=False)  # on the same base: no second model in memory
+    else:
+        adapter = get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear"))
+    return adapter.get_base_model().eval(), tokenizer, adapter, None
+
+
+@torch.no_grad()
+def say(model, tokenizer, prompt: str, max_tokens: int) -> str:
+    """What a model says to a prompt, greedily."""
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)], device=model.device)
+    end = tokenizer.eos_token_id
+    settings = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, eos_token_id=end, pad_token_id=end)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def cannot_load(name: str, error: Exception) -> ValueError:
+    """What to tell a user whose model could not be loaded."""
+    return ValueError(
+        f"cannot load the model {name!r}: expected 'tiny', a folder, a .gguf file or a hub id; looked for "
+        f"a folder, in {HF_HUB_CACHE} and at {ENDPOINT} ({str(error).strip().splitlines()[0]})\n"
+        f"without a network: hf download {name} --local-dir FOLDER where there is one, then --model FOLDER"
+    )
+
+
+def pick_device() -> str:
+    """A CUDA GPU, else the CPU. Apple's GPUs lack the 64-bit numbers that tokens are drawn with."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pick_dtype(device: str, lora_r: int | None = None) -> torch.dtype:
+    """fp32 on the CPU, and where all weights are trained (`lora_r` 0), whose small steps 16 bits would lose.
+
+    Else bf16 where the hardware has it, and fp16 on older GPUs.
+    """
+    if device == "cpu" or lora_r == 0:
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What there is, and what a model and its rollouts need, in bytes; activations come on top."""
+
+    device: str
+    dtype: torch.dtype
+    load_in_4bit: bool
+    has: int
+    weights: int
+    row: int  # a trajectory's cache at most
+    max_rows: int  # trajectories sampled at once
+
+    def __str__(self) -> str:
+        bits = "4-bit " if self.load_in_4bit else ""
+        return (
+            f"{self.has / 1e9:.1f} GB; {bits}weights {self.weights / 1e9:.1f} GB, a trajectory's cache at most "
+            f"{self.row / 1e6:,.0f} MB: room for {self.max_rows} at once"
+        )
+
+
+def plan_memory(config: ModelConfig, tokens: int, leaves: int, lora_r: int | None) -> MemoryPlan:
+    """For trees of `leaves` leaves of at most `tokens` after a prompt; settles 4-bit weights where that is left open.
+
+    Computed from the model's configuration, without loading it; OSError or ValueError if it cannot be had.
+    """
+    device = pick_device()
+    dtype = pick_dtype(device, lora_r)
+    shape = AutoConfig.from_pretrained(base_of(resolve_model(config.model))).get_text_config()
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(shape).num_parameters()
+    if device == "cuda":
+        has = torch.cuda.get_device_properties(0).total_memory
+    else:
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    four = config.load_in_4bit
+    if four is None:
+        four = device == "cuda" and weights * dtype.itemsize > has / 2
+    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)  # stay as they are
+    held = 0.53 * (weights - embeddings) + embeddings * dtype.itemsize if four else weights * dtype.itemsize
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    row = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * dtype.itemsize * (tokens + PROMPT_TOKENS)
+    return MemoryPlan(device, dtype, four, has, int(held), row, min(512, max(leaves, int((has - held) / 2 / row))))
+
+
+Result = TypeVar("Result")
+
+
+def halve_until_it_fits(work: Callable[[int], Result], size: int, least: int, told: str) -> tuple[Result, int]:
+    """work(size), or with half the size, and so on, where memory runs out; returns the result and the last size.
+
+    Below `least` the error is raised. `told` says on stderr what is smaller now.
+    """
+    while True:
+        try:
+            return work(size), size
+        except torch.OutOfMemoryError:
+            if size // 2 < least:
+                raise
+        # outside the handler, which would hold on to the tensors of the failed attempt
+        size //= 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(f"out of memory: {told} {size} from now on", file=sys.stderr)

@@ -1,0 +1,78 @@
+"""One optimizer step, the same for the cold start and for reinforcement learning; and the learning rate.
+
+Gradients are summed over the processes, clipped, and applied if they are finite. Left out: the losses.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, distributed
+
+from data.settings import Natural, NonNegative, Settings
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Settings):
+    learning_rate: NonNegative = 1e-5  # peak
+    warmup_steps: Natural = 3  # over which the learning rate rises
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"  # down to a tenth, or constant
+    weight_decay: NonNegative = 0.0  # of AdamW
+    max_grad_norm: NonNegative = 1.0  # gradients are clipped to it
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"  # the last two are bitsandbytes'
+
+
+class Optimizer:
+    """An optimizer around the trainable weights of a model."""
+
+    def __init__(self, model, wrapped: torch.optim.Optimizer, max_grad_norm: float):
+        self.wrapped, self.max_grad_norm, self.weights = wrapped, max_grad_norm, trainable(model)
+        self.scale = 4096.0 if model.dtype == torch.float16 else 1.0  # small gradients vanish in fp16
+
+    @classmethod
+    def of(cls, model, config: OptimizerConfig) -> "Optimizer":
+        settings = dict(lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+        if config.optim == "adamw":
+            return cls(model, torch.optim.AdamW(trainable(model), **settings), config.max_grad_norm)
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+        kind = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit}[config.optim]
+        return cls(model, kind(trainable(model), **settings), config.max_grad_norm)
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.wrapped.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: Tensor) -> None:
+        (loss * self.scale).backward()
+
+    def step(self) -> dict[str, float]:
+        """Applies what `backward` has summed up, and forgets it."""
+        for weight in self.weights:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.div_(self.scale)
+            if PartialState().num_processes > 1:  # the denominator of the loss is the whole batch's: shares add up
+                distributed.all_reduce(weight.grad)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite:
+            self.wrapped.step()
+        self.wrapped.zero_grad(set_to_none=True)
+        return {
+            "grad_norm": float(norm) if finite else 0.0,  # before clipping; of a step with minibatches, their mean
+            "skipped": int(not finite),  # optimizer steps left out because the gradient was not finite
+        }
+
+
+def trainable(model) -> list[torch.nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, kind: str = "cosine") -> float:
+    """Of step 1 … steps: linear warm-up, then constant or a cosine down to a tenth."""
+    if step <= warmup:
+        return peak * step / warmup
+    if kind == "constant":
+        return peak
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,212 @@
+"""What a run leaves on disk, and how it is read again: settings, metrics, trees, checkpoints, the best model, plots.
+
+    run.json            settings, the size of the model they follow, versions
+    metrics.jsonl       a line of numbers a step; step 0 is before training
+    trees/, plots/      drawn trees, pictures of the metrics
+    checkpoints/step_*  what a resumed run needs, and the model in Hugging Face form
+    sft/                the model after its cold start
+    table.txt           the final comparison; a run that has it is finished
+
+and beside them the best model in Hugging Face form, so that a run's folder is itself a model. Nothing is ever seen
+half written under its name. Left out: how a tree is drawn (`eval.py`), what the numbers mean (`train.py`).
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from data.settings import Positive, Settings
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    output_dir: str = ""  # the run's folder; default runs/MODEL-ALGO-SEED
+    overwrite: bool = False  # replace the run that is in output_dir
+    resume: str = ""  # "auto": go on from the newest checkpoint in output_dir, if any; or a run's folder
+    save_steps: Positive = 10  # write a checkpoint every so many steps
+    save_total_limit: Positive = 2  # newest checkpoints that are kept; the best model is kept besides
+    save_trees_steps: Positive = 10  # draw a tree every so many steps
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # log metrics there, too
+
+
+class Run:
+    """A run's folder while it is written. With several processes only the first one writes."""
+
+    def __init__(self, config: RunConfig, size: str, checkpoint: dict | None = None):
+        self.folder, self.keep = Path(config.output_dir), config.save_total_limit
+        self.best: float = checkpoint["best"] if checkpoint else -1.0  # dev accuracy of the best model
+        self.writes = PartialState().is_main_process
+        if self.writes:
+            (self.folder / "trees").mkdir(parents=True, exist_ok=True)
+            write_about(self.folder, config, size)
+            self.metrics = (self.folder / "metrics.jsonl").open("a" if checkpoint else "w", encoding="utf-8")
+            if checkpoint:
+                self.metrics.truncate(checkpoint["metrics_bytes"])  # steps after the checkpoint are done again
+            self.also = open_logger(config)
+
+    def log(self, row: dict[str, float]) -> None:
+        if self.writes:
+            rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+            self.metrics.write(json.dumps(rounded) + "\n")
+            self.metrics.flush()
+            self.also(rounded)
+
+    def keep_tree(self, step: int, text: str) -> None:
+        if self.writes:
+            (self.folder / "trees" / f"step_{step:04d}.txt").write_text(text, encoding="utf-8")
+
+    def keep_if_best(self, save: Callable[[Path], None], accuracy: float) -> None:
+        if self.writes and accuracy > self.best and write_whole(self.folder / "best", save):
+            for file in (self.folder / "best").iterdir():
+                file.replace(self.folder / file.name)
+            (self.folder / "best").rmdir()
+            self.best = accuracy
+
+    def checkpoint(self, save: Callable[[Path], None], state: dict) -> None:
+        """Everything that a resumed run needs: the model and `state`. Older ones go once this one is complete."""
+        if not self.writes:
+            return
+        state = state | {"best": self.best, "metrics_bytes": self.metrics.tell()}
+
+        def write(folder: Path) -> None:
+            save(folder)
+            torch.save(state, folder / "state.pt")
+
+        if write_whole(self.folder / "checkpoints" / f"step_{state['step']:06d}", write):
+            for old in sorted((self.folder / "checkpoints").glob("step_*"))[: -self.keep]:
+                shutil.rmtree(old)
+
+    def finish(self, table: str) -> list[Path]:
+        """Writes the final table and draws the plots; returns their files."""
+        (self.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+        return plot_run(self.folder)
+
+
+def open_logger(config: RunConfig) -> Callable[[dict], Any]:
+    """What --report_to names, as a function of a step's metrics; its package is imported only then."""
+    if config.report_to == "none":
+        return lambda row: None
+    if config.report_to == "tensorboard":
+        writer = import_module("torch.utils.tensorboard").SummaryWriter(config.output_dir)
+        return lambda row: [writer.add_scalar(name, value, row["step"]) for name, value in row.items()]
+    tracker = import_module(config.report_to)  # trackio has wandb's interface
+    tracker.init(project="arpo", name=Path(config.output_dir).name, config=asdict(config))
+    return lambda row: tracker.log(row, step=row["step"])
+
+
+def write_about(folder: Path, config: Settings, size: str) -> None:
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
+    about = {"size": size, "settings": asdict(config), "versions": versions | {"python": platform.python_version()}}
+    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def read_about(folder: str | Path) -> dict[str, Any] | None:
+    """A run's settings, size and versions; None where the folder holds no run."""
+    file = Path(folder) / "run.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def find_checkpoint(resume: str, output_dir: str) -> Path | None:
+    """The newest complete checkpoint of the run that --resume names; None where "auto" finds nothing to resume."""
+    folder = Path(output_dir if resume == "auto" else resume)
+    found = sorted(folder.glob("checkpoints/step_*/state.pt"))
+    if not found and resume != "auto":
+        raise ValueError(f"--resume {folder}: expected a run's folder with checkpoints, found none in it")
+    return found[-1].parent if found else None
+
+
+def begin(config: RunConfig) -> dict[str, Any] | None:
+    """The state of the checkpoint that the run goes on from, if it does, and its folder made ready if not.
+
+    Starting anew over another run would lose it, and is refused with ValueError.
+    """
+    folder = Path(config.output_dir)
+    if config.resume not in ("", "auto"):
+        return torch.load(Path(config.resume) / "state.pt", map_location="cpu", weights_only=True)
+    finished, others = (folder / "table.txt").exists(), "--overwrite replaces it, --output_dir starts elsewhere"
+    if not config.overwrite and (finished or list(folder.glob("checkpoints/step_*"))):
+        found = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
+        raise ValueError(f"{folder} holds {found}{others}")
+    if config.overwrite and PartialState().is_main_process:
+        (folder / "table.txt").unlink(missing_ok=True)
+        for old in ("checkpoints", "trees", "plots", "sft"):
+            shutil.rmtree(folder / old, ignore_errors=True)
+    return None
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> bool:
+    """Calls write(folder) so that under its name there is never a part of it. False, with a line, if the disk is full.
+
+    It gets its name at the very end, so a run that is killed at any point loses nothing that was complete.
+    """
+    partial = folder.with_name(f"partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        for file in partial.rglob("*"):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
+        shutil.rmtree(partial, ignore_errors=True)
+        tqdm.write(f"could not write {folder} ({str(error).splitlines()[0]}); what was saved before is untouched")
+        return False
+    partial.rename(folder)
+    return True
+
+
+PANELS = {
+    "reward": ("Reward and accuracy", ["reward", "accuracy", "dev_accuracy"]),
+    "tool_calls": ("Tool calls", ["calls_per_leaf", "calls_per_question"]),
+    "entropy": ("Token entropy (nats)", ["initial_entropy", "entropy_after_tools"]),
+    "branching": ("Branch decisions a step", ["decisions", "forks", "top_ups"]),
+}
+
+
+def plot_run(folder: Path) -> list[Path]:
+    """A PNG file for each of PANELS, from a run's metrics."""
+    import matplotlib  # here, for it takes half a second to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    (folder / "plots").mkdir(exist_ok=True)
+    files = []
+    for name, (title, keys) in PANELS.items():
+        figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=120)
+        for key in keys:
+            plot_line(axes, key, [(row["step"], row[key]) for row in rows if key in row])
+        axes.set(title=title, xlabel="step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        figure.tight_layout()
+        files.append(folder / "plots" / f"{name}.png")
+        figure.savefig(files[-1])
+        pyplot.close(figure)
+    return files
+
+
+def plot_line(axes, key: str, points: list[tuple[float, float]]) -> None:
+    """Few points as they are; many faintly, under their running mean, since questions differ from step to step."""
+    if not points:
+        return
+    steps, values = map(np.array, zip(*points))
+    few = len(points) < 20
+    (line,) = axes.plot(steps, values, "o-" if few else "-", alpha=1 if few else 0.25)
+    window = 1 if few else len(points) // 10
+    mean = np.convolve(values, np.ones(window) / window, "valid")
+    axes.plot(steps[window - 1 :], mean, color=line.get_color(), label=key.replace("_", " "))

@@ -1,0 +1,3 @@
+from arpo_rl import main
+
+main()
