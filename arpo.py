@@ -159,8 +159,7 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
     for s, parent in enumerate(parents):
         if parent != s:
             depths[s], sees[s] = depths[parent] + lengths[parent], sees[s] | sees[parent]
-    # From here on a number or a row for each token (T,).
-    owner = torch.arange(len(segments)).repeat_interleave(lengths)
+    owner = torch.arange(len(segments)).repeat_interleave(lengths)  # (T,) the segment of each token; so all below
     index, parent = torch.arange(len(owner)), torch.tensor(parents)[owner]
     within = index - starts[owner]
     positions, sampled = depths[owner] + within, within < owns[owner]

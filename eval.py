@@ -321,7 +321,7 @@ def draw_tree(tree: Tree, tokenizer, rewards=None, advantages=None, width: int =
 def _decision_text(d) -> str:
     verdict = f"{d.new_paths} new" if d.new_paths else "no fork"
     seen = f"H_t {d.entropy:.2f}  H_initial {d.initial_entropy:.2f}  ΔH {d.delta:+.3f}"
-    why = f"P {d.prob:.3f} {'>' if d.prob > d.bar else '≤'} {d.bar:.3f}"
+    why = f"P {d.prob:.4f} {'>' if d.prob > d.bar else '≤'} {d.bar:.4f}"
     return f"{verdict}: {seen}  {why}" + (", but no budget is left" if d.prob > d.bar and not d.new_paths else "")
 
 
