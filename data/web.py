@@ -19,7 +19,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -122,7 +122,6 @@ def _encodable(text: str) -> str:
 
 # ---------------------------------------------------------------------------------- one HTTP request
 
-_fetchers = ThreadPoolExecutor(64, "fetch")
 _tls = cache(ssl.create_default_context)
 
 
@@ -134,23 +133,27 @@ def request(
     Returns status, headers and body, cut to PAGE_BYTES and unpacked. Raises WebError. Only public addresses are asked,
     apart from those whose "host:port" is in `trusted`; None trusts any. Redirects are not followed.
     """
-    url, network = _checked(address, trusted), _PublicNetwork(deadline, trusted)
+    url, network, answer = _checked(address, trusted), _PublicNetwork(deadline, trusted), Future()
+
+    def work():
+        try:
+            answer.set_result(_exchange(url, network, headers or {}, body))
+        except Exception as error:
+            answer.set_exception(error)
+
     # Looking up a name knows no time limit, and a socket's own starts anew with every byte. So a thread does the work,
     # and loses its connection if the caller has waited long enough.
-    answer = _fetchers.submit(_exchange, url, network, headers or {}, body)
+    threading.Thread(target=work, name="fetch", daemon=True).start()
     try:
         return answer.result(deadline - time.monotonic())
     except WebError:
         raise
     except (TimeoutError, httpcore2.TimeoutException):
         raise WebError("the server did not answer in time.", "timeout", fault=True) from None
-    except socket.gaierror as error:  # the resolver may be unable to say now
-        raise WebError("there is no host of this name.", fault=error.errno == socket.EAI_AGAIN) from None
     except Exception as error:  # its own text may quote headers, and so a key
         kind = type(error.__context__ or error).__name__
         raise WebError(f"the server gave no usable answer ({kind}).", fault=True) from None
     finally:
-        answer.cancel()
         network.hang_up()
 
 
@@ -171,7 +174,13 @@ class _PublicNetwork(httpcore2.SyncBackend):
         self.deadline, self.trusted, self.line = deadline, trusted, None
 
     def connect_tcp(self, host, port, timeout=None, local_address=None, socket_options=None):
-        found = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
+        try:
+            found = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_AGAIN:
+                raise
+            socket.getaddrinfo("example.com", port)  # raises as well if it is the network that is down
+            raise WebError("there is no host of this name.") from None
         trusted = self.trusted is None or f"{host}:{port}" in self.trusted
         if not trusted and not all(_is_public(target[0]) for *_, target in found):
             raise WebError("this address is not on the public internet.", "refused")
@@ -194,7 +203,8 @@ def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6 and (ip not in ipaddress.ip_network("2000::/3") or ip.sixtofour or ip.teredo):
         return False
-    return ip.is_global and not ip.is_multicast and not address.startswith(("168.63.129.16", "192.0.0."))  # clouds' own
+    clouds = f"{ip}.".startswith(("168.63.129.16.", "192.0.0."))  # their own services, inside but in public ranges
+    return ip.is_global and not ip.is_multicast and not clouds
 
 
 def _exchange(url: httpx2.URL, network: _PublicNetwork, headers: dict, body: bytes | None):
@@ -256,10 +266,7 @@ class Web:
         return self.cache.get("page", address.partition("#")[0], lambda: self._page(address))
 
     def check(self) -> ToolResult:
-        try:
-            return ToolResult(self._page("https://example.com/") if self.cache.mode != "offline" else "")
-        except WebError as error:
-            return replace(error.result, fault=True)  # this page is there for certain
+        return ToolResult(self._page("https://example.com/") if self.cache.mode != "offline" else "")
 
     def _page(self, address: str) -> str:
         status, headers, body = self._follow(address, time.monotonic() + self.seconds)
@@ -310,7 +317,7 @@ class Web:
         time.sleep(max(0.0, turn - time.monotonic()))
 
     def _may_read(self, url: httpx2.URL, deadline: float) -> bool:
-        """Whether the site's robots.txt allows a page. All is allowed if there is none, nothing while it cannot be had."""
+        """Whether the site's robots.txt, if it has one, allows a page. Raises WebError while it cannot be had."""
         place = str(url.join("/robots.txt"))
         if place not in self._robots:
             status, _, body = self._follow(place, deadline, robots=False)
@@ -439,4 +446,7 @@ def ask_endpoint(url: str, model: str, prompt: str, seconds: float = 60.0) -> st
     message = {"role": "user", "content": prompt}
     payload = {"model": model, "messages": [message], "temperature": 0, "max_tokens": 400}
     answer = ask_service(f"{url.rstrip('/')}/chat/completions", {"Authorization": f"Bearer {key}"}, payload, seconds)
-    return str(answer["choices"][0]["message"]["content"])
+    try:
+        return str(answer["choices"][0]["message"]["content"])
+    except (LookupError, TypeError):
+        raise WebError("the endpoint's answer holds no message.", fault=True) from None

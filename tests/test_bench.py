@@ -57,8 +57,8 @@ def test_memory_and_decode_at_small_size():
 def test_ablations_grow_the_same_trees_and_have_the_same_gradient(monkeypatch):
     import ablations
 
-    args = ablations.settings(SMALL, "arpo")
-    serve = lambda name: one_step(monkeypatch, ablations, lambda: ablations.serve(ablations.WAYS[name], args))
+    config = ablations.settings(SMALL, "arpo")
+    serve = lambda name: one_step(monkeypatch, ablations, lambda: ablations.serve(ablations.WAYS[name], config))
     rows = {name: serve(name) for name in ("as it is", "no cache across turns", "leaves padded, not packed")}
     ablations.check({name: SimpleNamespace(name=name, rows=own) for name, own in rows.items()})
     (first,), (forgetful,), (padded,) = rows.values()

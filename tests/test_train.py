@@ -1,15 +1,14 @@
 """The commands, as a user runs them: errors, determinism, counts, and a run's folder."""
 
-import argparse
 import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -22,9 +21,12 @@ import arpo
 import eval
 import tools
 import train
-from arpo import Batch, token_logprobs
-from eval import TINY, load_policy, pass_at_k, wilson
-from rollout import SAMPLING, RolloutConfig
+from arpo import Batch, Policy, token_logprobs
+from data import runs
+from data.format import ToolCall
+from data.models import TINY, model_defaults, pick_dtype
+from data.optimizer import Optimizer, learning_rate
+from eval import pass_at_k, wilson
 from sandbox import PythonSandbox
 
 ROOT = Path(__file__).parent.parent
@@ -37,16 +39,16 @@ def run():
     sandbox = PythonSandbox(workers=1)
 
     def call(main, *args, table=True):
-        program = {train.main: "train.py", eval.main: "eval.py", eval.tree_command: "rollout.py"}[main]
+        program = {train.main: "train.py", eval.main: "eval.py"}[main]
         out = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
             patch.setattr(sys, "argv", [program, *args])
             for module in (train, eval):
-                patch.setattr(module, "make_sandbox", lambda args: sandbox)
+                patch.setattr(module, "make_sandbox", lambda config: sandbox)
             if not table:  # the evaluation and the plots at a run's end take longer than a step
-                patch.setattr(train, "judge", lambda name, policy, test, args: {name: []})
-                patch.setattr(train, "report", lambda rows, test, args: " ".join(rows))
-                patch.setattr(train, "plot_run", lambda folder: [])
+                patch.setattr(train, "judge", lambda name, policy, test, config: {name: []})
+                patch.setattr(train, "report", lambda rows, *_, **__: " ".join(rows))
+                patch.setattr(runs, "plot_run", lambda folder: [])
             main()
         return out.getvalue()
 
@@ -64,21 +66,30 @@ def bad_files(folder):
     "args, told",
     [
         ("--model no/such-model", "cannot load the model 'no/such-model'"),
-        ("--branch_rule dice", "invalid choice: 'dice' (choose from 'threshold', 'coin')"),
-        ("--no_such_flag 1", "unrecognized arguments: --no_such_flag"),
-        ("--num_generations 4 --num-initial 5", "num_initial (N) must be from 1 to num_generations (M = 4), found 5"),
-        ("--max_steps x", "invalid int value: 'x'"),
+        ("--branch_rule dice", "--branch_rule: expected one of 'threshold', 'coin', found 'dice'"),
+        ("--no_such_flag 1", "expected flags and their values (--help lists them), found --no_such_flag, 1"),
+        ("--max_step 1", "(perhaps --max_steps?)"),
+        ("--num_gen 1", "found --num_gen, 1"),  # nothing is guessed from a beginning
+        ("stray", "(--help lists them), found stray"),
+        ("--output_dir {}/x --max_steps", "--max_steps: expected a value, found "),
+        ("--num_generations 4 --num-initial 5", "num_initial (N) must be from 1 to num_generations (M = 4), "),
+        ("--max_steps x", "--max_steps: expected a whole number, found 'x'"),
+        ("--max_steps 1.5", "--max_steps: expected a whole number, found '1.5'"),
         ("--data {}/empty.jsonl", "empty.jsonl: no questions in this file"),
         ("--data {}/broken.jsonl", "broken.jsonl, line 2: "),
         ("--data {}/absent.jsonl", "absent.jsonl"),
         ("--output_dir {}/file/run", "file"),
         ("--resume {}/absent", "expected a run's folder with checkpoints, found none in it"),
         ("--max_steps 0", "--max_steps: expected at least 1, found 0"),
+        ("--temperature x", "--temperature: expected a number, found 'x'"),
         ("--temperature -1", "--temperature: expected at least 0, found -1.0"),
-        ("--num_generations 1 --num_initial 1", "at least 2 for --num_generations"),
-        ("--num_minibatches 13", "no more --num_minibatches than questions"),
+        ("--num_generations 1 --num_initial 1", "--num_generations: expected at least 2"),
+        ("--num_minibatches 13", "expected no more minibatches than questions, found --num_minibatches 13"),
+        ("--loss_type ppo", "--loss_type: expected one of 'token_mean', 'sequence_mean', 'constant', found 'ppo'"),
+        ("--kl_coef -1", "--kl_coef: expected at least 0, found -1.0"),
         ("--reader http://127.0.0.1:9 --reader_model x", "--reader http://127.0.0.1:9 --reader_model 'x': "),
-        ("--tool_limits search=x", 'tool_limits: expected such as "search=3,python=5"'),
+        ("--tool_limits search=x", '--tool_limits: expected such as "search=3,python=5"'),
+        ("--tool_limits knife=1", "with python, search, browse"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, told):
@@ -94,52 +105,44 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, 
 
 
 def test_flags_over_method_over_model(monkeypatch, capsys):
-    def flags(*argv):
-        parser = train.OneLineParser("", train.TrainConfig, train.ToolConfig, RolloutConfig, train.UpdateConfig)
-        return train.parse_flags(parser, list(argv))
-
+    flags = lambda *argv: train.read_flags(list(argv))
     assert flags().lora_r == 0 and flags("--model", "Qwen2.5-1.5B").lora_r == 16
     grpo = flags("--algo", "grpo", "--num-generations", "6")
-    assert grpo.num_initial == grpo.num_generations == 6
+    assert (grpo.num_initial, grpo.num_generations) == (0, 6)  # 0 is all of them
     dapo = flags("--algo", "dapo", "--epsilon-high", "0.4")
     assert (dapo.epsilon, dapo.epsilon_high, dapo.dynamic_sampling) == (0.2, 0.4, True)
     assert flags("--algo", "random").shuffle_entropy and not flags().shuffle_entropy
     assert flags("--algo", "reinforce++").advantage == "batch"
-    assert flags("--algo", "dr_grpo").loss_type == "dr_grpo"
-    for spelling in ("--no-browse", "--no_browse"):
-        assert not flags(spelling).browse
-    assert flags("--no-load-in-4bit", "--model", "Qwen2.5-1.5B").load_in_4bit is False
+    assert flags("--algo", "dr_grpo").loss_type == "constant"
     assert flags("--sft_data", "own.jsonl").cold_start and not flags().cold_start
     assert flags("--data", "own.jsonl").output_dir == "runs/tiny-own-jsonl-arpo-0"
-    places = [eval.place_of_search(flags("--data", data)) for data in ("world", "q.jsonl", "q.jsonl=0.3,world=0.7")]
+    places = [flags("--data", data).place_of_search for data in ("world", "q.jsonl", "q.jsonl=0.3,world=0.7")]
     assert places == ["world", "none", "world"]
     goes_to = flags("--preset", "deep-search").output_dir
-    monkeypatch.setattr(train, "find_checkpoint", lambda args: print(train.default_folder(args)))
+    monkeypatch.setattr(runs, "find_checkpoint", lambda resume, output_dir: print(output_dir))
     flags("--preset", "deep-search", "--resume", "auto")
     assert capsys.readouterr().out.strip() == goes_to == "runs/tiny-arpo-deepsearch-arpo-0"  # it is looked for there
     deep = flags("--preset", "deep-search", "--model", "Qwen3-8B", "--top_k", "5")
     assert (deep.num_generations, deep.num_initial, deep.max_tool_calls, deep.top_k) == (12, 6, 6, 5)
-    assert flags("--preset", "deep-search", "--algo", "grpo").num_initial == 12
+    assert flags("--preset", "deep-search", "--algo", "grpo").num_initial == 0
     assert flags("--algo", "grpo", "--seed", "3").output_dir == "runs/tiny-grpo-3"
 
 
 def test_weights_that_are_trained_stay_in_fp32(monkeypatch):
     """Guards: the built-in model in bf16 on a GPU, where it would not learn, and a 7B model judged in fp32."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    argv = lambda *flags: train.parse_flags(train.make_parser(), list(flags))
-    assert eval.pick_dtype("cuda", argv()) == torch.float32 == eval.pick_dtype("cpu", argv("--model", "Qwen2.5-7B"))
-    assert eval.pick_dtype("cuda", argv("--model", "Qwen2.5-7B")) == torch.bfloat16
-    parser = eval.OneLineParser("", eval.EvalConfig, eval.ToolConfig, RolloutConfig)
-    judged = [eval.parse_eval_flags(parser, ["--model", model]) for model in ("Qwen2.5-7B", "tiny")]
-    assert [eval.pick_dtype("cuda", args) for args in judged] == [torch.bfloat16, torch.float32]
+    tiny, big = train.read_flags([]), train.read_flags(["--model", "Qwen2.5-7B"])
+    assert pick_dtype("cuda", tiny.lora_r) == torch.float32 == pick_dtype("cpu", big.lora_r)
+    assert pick_dtype("cuda", big.lora_r) == torch.bfloat16
+    assert pick_dtype("cuda") == torch.bfloat16  # `eval.py` trains nothing, and gives no rank
 
 
 def test_learning_rate_warms_up_and_falls():
-    rates = [train.learning_rate(step, 20, 1.0, 4, "cosine") for step in range(1, 21)]
+    rates = [learning_rate(step, 20, 1.0, 4, "cosine") for step in range(1, 21)]
     assert (
         rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[-1] == pytest.approx(0.1) and rates[4:] == sorted(rates[4:])[::-1]
     )
-    assert train.learning_rate(15, 20, 1.0, 4, "constant") == 1.0
+    assert learning_rate(15, 20, 1.0, 4, "constant") == 1.0
 
 
 def test_statistics_worked_by_hand():
@@ -164,8 +167,8 @@ def two_runs(run, tmp_path_factory):
     settings = f"--max_steps 2 --eval_steps 2 --save_steps 1 {QUICK}"
     run(train.main, *f"--output_dir {whole} {settings}".split(), table=False)
     with pytest.MonkeyPatch.context() as patch:
-        draw = train.Run.draw  # called in step 1
-        patch.setattr(train.Run, "draw", lambda *args: (draw(*args), os.kill(os.getpid(), signal.SIGINT)))
+        keep = runs.Run.keep_tree  # called in step 1
+        patch.setattr(runs.Run, "keep_tree", lambda *rest: (keep(*rest), os.kill(os.getpid(), signal.SIGINT)))
         with pytest.raises(SystemExit, match="to go on: python train.py --resume"):
             run(train.main, *f"--output_dir {broken} {settings}".split())
     with (broken / "metrics.jsonl").open("a") as metrics:
@@ -196,52 +199,84 @@ def test_an_unfinished_run_is_not_overwritten(run, two_runs, tmp_path, capsys):
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
 
 
-def test_a_full_disk_costs_no_checkpoint(two_runs, tmp_path):
+def test_a_full_disk_costs_no_checkpoint(tmp_path):
     """A checkpoint gets its name when it is complete, and older ones go only then."""
-    args = argparse.Namespace(output_dir=str(tmp_path), save_total_limit=1, report_to="none")
-    run, policy = train.Run(args), load_policy(str(TINY))
-    optimizer = torch.optim.AdamW(policy.model.parameters())
-    run.checkpoint(1, policy, optimizer, Counter(), 0)
+    run = runs.Run(train.read_flags(["--output_dir", str(tmp_path), "--save_total_limit", "1"]), "tiny")
+    policy = Policy.load(str(TINY))
+    run.checkpoint(policy.save, {"step": 1})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", full)
-        run.checkpoint(2, policy, optimizer, Counter(), 0)
+        run.checkpoint(policy.save, {"step": 2})
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
-    run.checkpoint(3, policy, optimizer, Counter(), 0)
+    run.checkpoint(policy.save, {"step": 3})
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000003"]
+
+
+def test_a_full_disk_costs_no_best_model(tmp_path):
+    """The best model is replaced when the better one is complete; what is worse is not written."""
+    run, models = runs.Run(train.read_flags(["--output_dir", str(tmp_path)]), "tiny"), []
+
+    def save(name):
+        def write(folder):
+            models.append(name)
+            (folder / "model").write_text(name)
+            if name == "too big":
+                raise OSError(28, "No space left on device")
+
+        return write
+
+    for name, accuracy in (("first", 0.25), ("worse", 0.2), ("as good", 0.25), ("too big", 0.5)):
+        run.keep_if_best(save(name), accuracy)
+    assert models == ["first", "too big"] and (tmp_path / "model").read_text() == "first" and run.best == 0.25
+    run.keep_if_best(save("better"), 0.4)
+    assert (tmp_path / "model").read_text() == "better" and not (tmp_path / "best").exists()
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_ends_a_run_in_the_end(run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arpo, "k3", lambda target, own: (target - own) * float("nan"))
         with pytest.raises(SystemExit, match="step 3: the gradient was not finite in 3 steps"):
-            run(train.main, *f"--max_steps 5 --beta 0.1 --output_dir {tmp_path} {QUICK}".split())
+            run(train.main, *f"--max_steps 5 --kl_coef 0.1 --output_dir {tmp_path} {QUICK}".split())
     rows = metrics_of(tmp_path)
     assert [row["skipped"] for row in rows[1:]] == [1, 1, 1]
 
 
-def test_out_of_memory_halves_the_token_budget(monkeypatch):
+def test_out_of_memory_halves_the_token_budget(monkeypatch, capsys):
     budgets = []
 
-    def update(model, step, trees, advantages, config, reference, share):
+    def update(model, optimizer, trees, advantages, config, reference):
         budgets.append(config.token_budget)
         if config.token_budget > 2000:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {}
 
     monkeypatch.setattr(train, "update", update)
-    policy = load_policy(str(TINY))
-    step = train.Stepper(policy.model, torch.optim.SGD(policy.model.parameters()), 1.0)
-    _, config = train.update_in_memory(policy, step, [], None, arpo.UpdateConfig(), None)
+    policy = Policy.load(str(TINY))
+    optimizer = Optimizer(policy.model, torch.optim.SGD(policy.model.parameters()), 1.0)
+    config = train.read_flags(["--token_budget", "8192"])
+    _, config = train.update_in_memory(policy, optimizer, [], None, config)
     assert budgets == [8192, 4096, 2048, 1024] and config.token_budget == 1024
+    assert "--token_budget is 1024 from now on" in capsys.readouterr().err
+
+
+SOURCES = ("train.py", "eval.py", "arpo.py", "data/optimizer.py")
 
 
 def test_every_metric_is_defined(two_runs):
+    """Guards: a number in metrics.jsonl whose meaning stands nowhere. It stands beside its entry, or right above."""
+    lines = [line for name in SOURCES for line in ["", *(ROOT / name).read_text().splitlines()]]
+    defined = set()
+    for above, line in zip(lines, lines[1:]):
+        if "  # " in line or above.strip().startswith("# "):
+            code = line.split("  # ")[0]
+            defined |= set(re.findall(r'"(\w+)"(?=\]? ?[:=])', code)) | set(re.findall(r"\b(\w+)=", code))
     rows = [json.loads(line) for line in (two_runs[0][0] / "metrics.jsonl").read_text().splitlines()]
-    assert set().union(*rows) == set(train.METRICS)
+    found = set().union(*rows) | {"kl_reference"}  # which is there with --kl_coef
+    assert found - defined == set()
 
 
 def test_counts_of_a_real_run(two_runs):
@@ -261,7 +296,7 @@ def test_a_runs_folder_and_table(run, two_runs):
     plots = {path.name for path in (folder / "plots").iterdir()}
     assert plots == {"reward.png", "tool_calls.png", "entropy.png", "branching.png"}
     assert "leaf 0" in (folder / "trees" / "step_0001.txt").read_text()
-    assert not {"overwrite", "resume", "data", "max_rows", "preset"} & set(eval.model_defaults(str(folder)))
+    assert not {"overwrite", "resume", "data", "max_rows", "preset"} & set(model_defaults(str(folder)))
     about = json.loads((folder / "run.json").read_text())
     assert about["settings"]["num_generations"] == 4 and "torch" in about["versions"]
     assert isinstance(AutoModelForCausalLM.from_pretrained(folder), Qwen2ForCausalLM)
@@ -270,15 +305,18 @@ def test_a_runs_folder_and_table(run, two_runs):
 
 
 def test_a_tree_and_an_answer_in_the_terminal(run):
-    drawn = run(eval.tree_command, "--num_generations", "4", "--num_initial", "2")
+    drawn = run(eval.main, "--ask", "--num_generations", "4", "--num_initial", "2")
     assert "leaf 3" in drawn and "reward" in drawn and "advantage" in drawn and "prefilled" in drawn
-    assert "answer: " in run(eval.main, "--ask", "What is 31 times 7 plus 12?")
+    answered = run(eval.main, "--ask", "What is 31 times 7 plus 12?")
+    assert "answer: " in answered and "leaf" not in answered
+    assert answered == run(eval.main, "--ask", "What is 31 times 7 plus 12?", "--temperature", "0.7")  # the likeliest
 
 
-def test_rollout_is_a_command_of_its_own():
-    command = [sys.executable, "rollout.py", "--num_generations", "2", "--num_initial", "3"]
+def test_eval_is_a_command_of_its_own():
+    command = [sys.executable, "eval.py", "--ask", "--num_generations", "2", "--num_initial", "3"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2 and result.stderr.startswith("rollout.py: error: num_initial")
+    assert result.returncode == 2 and result.stderr.startswith("eval.py: error: num_initial")
+    assert result.stderr.count("\n") == 1
 
 
 def test_dry_run_says_what_would_be_done(run, tmp_path):
@@ -302,14 +340,14 @@ def test_every_method_runs_a_step(run, tmp_path, algo):
     )
     _, row = metrics_of(tmp_path)
     assert row["grad_norm"] >= 0 and f"SFT only {algo}" in out
-    flat = "flat" in train.METHODS[algo]
+    flat = train.METHODS[algo].get("num_initial") == 0
     settings = json.loads((tmp_path / "run.json").read_text())["settings"]
-    assert settings["num_initial"] == 4 and (row["forks"] == row["top_ups"] == 0 or not flat)
+    assert settings["num_initial"] == (0 if flat else 4) and (row["forks"] == row["top_ups"] == 0 or not flat)
 
 
 def test_lora_and_reload(tmp_path):
     """The adapter's own base is the reference, and a saved adapter brings its base along."""
-    policy = load_policy(str(TINY), lora_r=4)
+    policy = Policy.load(str(TINY), lora_r=4)
     causal, ones = torch.ones(4, 4).tril().bool(), torch.ones(3, 1)
     ids, positions, before, targets = map(torch.tensor, ([5, 40, 41, 42], [0, 1, 2, 3], [0, 1, 2], [40, 41, 42]))
     batch = Batch(ids, positions, causal, before, targets, ones, ones, torch.zeros(3))
@@ -321,7 +359,7 @@ def test_lora_and_reload(tmp_path):
     after = token_logprobs(policy.model, batch).detach()
     assert torch.equal(policy.reference_logprobs(batch, 1.0), before) and not torch.allclose(after, before)
     policy.save(tmp_path)
-    again = load_policy(str(tmp_path))
+    again = Policy.load(str(tmp_path))
     assert torch.allclose(token_logprobs(again.model, batch), after, atol=1e-6)
     for name, parameter in again.model.named_parameters():
         assert parameter.requires_grad == ("lora" in name and "reference" not in name)
@@ -333,7 +371,7 @@ def test_lora_and_reload(tmp_path):
 
 def test_pages_are_read_by_the_base_model_and_never_while_rows_are_sampled(run, tmp_path):
     """Guards: a reader that learns along with the policy, an adapter that stays off, and two users at once."""
-    policy = load_policy(str(TINY), lora_r=4)
+    policy = Policy.load(str(TINY), lora_r=4)
     first = policy.read("The town Baham has 39 coins.", max_tokens=12)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
@@ -343,21 +381,21 @@ def test_pages_are_read_by_the_base_model_and_never_while_rows_are_sampled(run, 
     with policy.frozen():
         assert policy.read("The town Baham has 39 coins.", max_tokens=12) == first
     assert torch.equal(policy.model(ids).logits, before)
-    with ThreadPoolExecutor(1) as pool, SAMPLING:
+    with ThreadPoolExecutor(1) as pool, policy.sampler.lock:
         reading = pool.submit(policy.read, "x", 2)
         assert not wait([reading], timeout=0.3).done
     assert reading.result() is not None
     read = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval.Policy, "read", lambda self, prompt: read.append(prompt) or "a reading")
+        patch.setattr(Policy, "read", lambda self, prompt: read.append(prompt) or "a reading")
         page = "What is the height of Baham?"
-        patch.setattr(tools, "parse_call", lambda turn: tools.ToolCall("browse", "town/39 height"))
+        patch.setattr(tools, "parse_call", lambda turn: ToolCall("browse", "town/39 height"))
         out = run(eval.main, "--ask", page, "--reader", "base")
     assert "a reading" in out and len(read) == 1 and "about: height" in read[0]
 
 
 def test_a_merged_run_is_a_plain_model(run, tmp_path):
-    policy = load_policy(str(TINY), lora_r=4)
+    policy = Policy.load(str(TINY), lora_r=4)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.1)

@@ -23,10 +23,11 @@ from torch.nn.functional import cross_entropy
 from trl_step import questions_of, settings
 
 from advantage import ADVANTAGES
-from arpo import UpdateConfig, make_batches, policy_loss, token_logprobs
-from eval import load, load_task, pick
-from rollout import PROMPT, RolloutConfig, Sampler
+from arpo import make_batches, policy_loss, token_logprobs
+from eval import open_policy
+from rollout import PROMPT, Sampler
 from sandbox import PythonSandbox
+from tools import load_task
 from train import grow_and_score
 
 # ---------------------------------------------------------------------------------- the sampler without an idea
@@ -35,9 +36,9 @@ from train import grow_and_score
 class NoCache(Sampler):
     """Feeds rows from their first token on, as if nothing were cached between two calls, as in TRL's loop."""
 
-    last: frozenset = frozenset()  # the paths of the last call
+    last: frozenset = frozenset()  # the rows of the last call
 
-    def forgets(self, path) -> bool:
+    def forgets(self, row) -> bool:
         return True
 
     def _gather(self, rows):
@@ -46,27 +47,23 @@ class NoCache(Sampler):
         for layer in self.cache.layers:
             layer.keys, layer.values = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (layer.keys, layer.values))
         self.ids = [*self.ids, []]
-        fed = [self._without_cache(path) if self.forgets(path) else path for path in rows]
+        fed = [replace(row, source=len(self.ids) - 1) if self.forgets(row) else row for row in rows]
         self.last = frozenset(rows)
         return super()._gather(fed)
 
-    def _without_cache(self, path):
-        ids = path.ids if path.limit else path.ids[-1:]  # a path that only waits for a fork costs next to nothing
-        return replace(path, source=len(self.ids) - 1, ids=ids)
-
 
 class NoForkCache(NoCache):
-    """A path keeps its own cache from turn to turn; a new one, from a fork or from the prompt, starts with none."""
+    """A row keeps its own cache from turn to turn; a new one, from a fork or from the prompt, starts with none."""
 
-    def forgets(self, path):
-        return path not in self.last
+    def forgets(self, row):
+        return row not in self.last
 
 
 class NoPromptSharing(NoForkCache):
     """A fork shares all that is above it, but every trajectory that starts from the prompt feeds it again."""
 
-    def forgets(self, path):
-        return path.node == PROMPT and path.turn_start == len(path.ids) and super().forgets(path)
+    def forgets(self, row):
+        return row.node == PROMPT and row.turn_start == len(row.ids) and super().forgets(row)
 
 
 class SlowTools:
@@ -133,7 +130,6 @@ class Way:
 
     sampler: type = Sampler
     gradient: object = packed
-    rollout: dict | None = None  # changes of RolloutConfig
     tools: object = lambda tools: tools
     alone: bool = False  # each question's tree grows by itself
 
@@ -144,8 +140,6 @@ WAYS = {
     "forks and starts fed from the first token": Way(sampler=NoForkCache),
     "prompt fed for every trajectory": Way(sampler=NoPromptSharing),
     "questions one at a time": Way(alone=True),
-    "waves end when 3/4 have stopped": Way(rollout={"wave_quorum": 0.75}),
-    "waves end when half have stopped": Way(rollout={"wave_quorum": 0.5}),
     "tools take 20 ms, side by side": Way(tools=partial(SlowTools, side_by_side=True)),
     "tools take 20 ms, one after another": Way(tools=partial(SlowTools, side_by_side=False)),
     "logits at every token": Way(gradient=partial(packed, logprobs_of=logits_everywhere)),
@@ -154,18 +148,18 @@ WAYS = {
 }
 
 
-def serve(way: Way, args) -> None:
-    policy, task = load(args), load_task(args, "train", None, PythonSandbox())
-    rollout, config = replace(pick(RolloutConfig, args), **way.rollout or {}), pick(UpdateConfig, args)
-    sampler, tools = way.sampler(policy.model, policy.tokenizer, rollout.temperature), way.tools(task.tools)
+def serve(way: Way, config) -> None:
+    policy, task = open_policy(config, config.lora_r), load_task(config, "train", None, PythonSandbox())
+    policy.sampler, tools = way.sampler(policy.model, policy.tokenizer), way.tools(task.tools)
+    counts = policy.sampler.counts
     channel = Channel()
     while True:
         step = channel.receive()
-        sampler.counts.clear()
-        questions = questions_of(step, args, task.questions)
+        counts.clear()
+        questions = questions_of(step, config, task.questions)
         grown = []
         for some in [[q] for q in questions] if way.alone else [questions]:
-            grown += grow_and_score(some, policy, sampler, tools, rollout, args, step)
+            grown += grow_and_score(some, policy, tools, config, step)
         rollout_time = channel.lap()["seconds"]
         trees = [g.tree for g in grown]
         advantages = ADVANTAGES[config.advantage](torch.stack([g.rewards for g in grown]))
@@ -176,7 +170,6 @@ def serve(way: Way, args) -> None:
         policy.model.zero_grad()
         nodes = [(n.parent, n.rank, n.ids, n.observation) for tree in trees for n in tree.nodes]
         results |= {"trees": hashlib.sha256(str(nodes).encode()).hexdigest(), "gradient": norm}
-        counts = sampler.counts
         results |= {"prefilled": counts["prefilled"] + counts["refed"], "holes": counts["holes"]}
         columns = results["prefilled"] + counts["holes"] + counts["decoded"]
         channel.send(results | {"columns": columns, "gradient_tokens": gradient_tokens})

@@ -6,11 +6,12 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tools import Search, index_corpus
+from data.corpus import Corpus, index_corpus
 
 VOCABULARY, WORDS, QUERIES = 50_000, 60, 200
 
@@ -32,7 +33,7 @@ def main() -> None:
         index = index_corpus(corpus)
         print(f"{passages:,} passages indexed in {time.perf_counter() - started:.1f} s")
         print(f"{corpus.stat().st_size / 2**20:.0f} MiB of text, {index.stat().st_size / 2**20:.0f} MiB of index")
-        search, seconds = Search(index, top_k=5), []
+        search, seconds = partial(Corpus(index).search, top_k=5), []
         for _ in range(QUERIES):
             words = [word for word in zipf_words(rng, 20) if len(word) > 4][:3]  # ranks from 100: content words
             started = time.perf_counter()

@@ -15,7 +15,7 @@ import time
 import torch
 from memory import SHAPES, StandInTokenizer, build
 
-from rollout import Path, Sampler
+from rollout import Row, Sampler
 
 
 def now(device: str) -> float:
@@ -43,9 +43,10 @@ def measure(shape: str, rows: int, args, device: str) -> str:
 
     def decode(steps: int) -> float:
         sampler.prefill([prompt])
-        paths = [Path(f"{row}", prompt, 0, len(prompt), limit=steps) for row in range(rows)]
+        places = dict(ids=prompt, source=0, turn_start=len(prompt), stop_at=len(prompt) + steps)
+        begun = [Row(f"{row}", **places) for row in range(rows)]
         started = now(device)
-        sampler(paths)
+        sampler(begun, 1.0, lambda row, turn: None)
         return now(device) - started
 
     decode(4)  # warm

@@ -20,10 +20,10 @@ from measure import Arm, Channel, clocks, table
 from transformers import Qwen2ForCausalLM
 
 from arpo import UpdateConfig, update
+from data.format import ToolResult
+from data.optimizer import Optimizer
 from data.tiny import build_tokenizer, tiny_config
 from rollout import RolloutConfig, Sampler, grow_trees
-from tools import ToolResult
-from train import Stepper
 
 PROMPT, TURN, RESULT = 32, 8, 8  # tokens
 
@@ -77,7 +77,7 @@ def serve(sweep: str, shape: str) -> None:
     tokenizer = build_tokenizer(["the river of the town is long 0 1 2 3 4 5 6 7 8 9"] * 3)
     model = Metronome(tiny_config(len(tokenizer))).eval().bind(tokenizer)
     sampler = Sampler(model, tokenizer)
-    step = Stepper(model, torch.optim.AdamW(model.parameters(), lr=1e-9), 1.0)
+    optimizer = Optimizer(model, torch.optim.AdamW(model.parameters(), lr=1e-9), 1.0)
     prompt = [tokenizer.encode("7")[0]] * PROMPT
     channel = Channel()
     while True:
@@ -90,9 +90,9 @@ def serve(sweep: str, shape: str) -> None:
         for tree_number in range(2):
             sampler.counts.clear()
             before = clocks()
-            trees = grow_trees([prompt], [f"tree {tree_number}"], sampler, Digits(), tokenizer, rollout)
+            trees = grow_trees([prompt], [f"tree {tree_number}"], sampler, Digits(), rollout)
             advantages = torch.linspace(-1, 1, leaves)[None]
-            sums = update(model, step, trees, advantages, UpdateConfig(token_budget=1000))
+            sums = update(model, optimizer, trees, advantages, UpdateConfig(token_budget=1000))
             tokens = sum(sampler.counts[name] for name in ("prefilled", "refed", "decoded")) + sums["train_tokens"]
             laps.append([after - start for after, start in zip(clocks(), before)] + [tokens])
             (tree,) = trees

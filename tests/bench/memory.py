@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from advantage import ADVANTAGES
 from arpo import UpdateConfig, update
+from data.format import ToolResult
+from data.optimizer import Optimizer, trainable
 from rollout import RolloutConfig, Sampler, grow_trees
-from tools import ToolResult
-from train import Stepper
 
 # hidden size, of the MLP, layers, heads, heads of keys and values, vocabulary, tied embeddings
 SHAPES = {
@@ -116,17 +116,17 @@ def measure(shape: str, leaf_tokens: int, args, device: str) -> str:
     prompt = torch.randint(3, 250, (min(512, leaf_tokens // 4),)).tolist()
     length = leaf_tokens - len(prompt)
     config = RolloutConfig(
-        args.leaves, args.leaves // 2, branch_rule="coin", max_completion_length=length, max_turn_tokens=length,
-        max_result_tokens=100, max_tool_calls=1000,
+        num_generations=args.leaves, num_initial=args.leaves // 2, branch_rule="coin", max_completion_length=length,
+        max_turn_tokens=length, max_result_tokens=100, max_tool_calls=1000,
     )  # fmt: skip
     peak_gib(device)
     started = time.perf_counter()
-    trees = grow_trees([prompt], ["0"], sampler, InstantTools(), tokenizer, config)
+    trees = grow_trees([prompt], ["0"], sampler, InstantTools(), config)
     rollout_peak, rollout_seconds = peak_gib(device), time.perf_counter() - started
-    step = Stepper(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), 1.0)
+    optimizer = Optimizer(model, torch.optim.AdamW(trainable(model)), 1.0)
     advantages = ADVANTAGES["group"](torch.randn(1, args.leaves))
     started = time.perf_counter()
-    counts = update(model, step, trees, advantages, UpdateConfig(token_budget=args.token_budget))
+    counts = update(model, optimizer, trees, advantages, UpdateConfig(token_budget=args.token_budget))
     update_peak, update_seconds = peak_gib(device), time.perf_counter() - started
     speed = sampler.counts["decoded"] / rollout_seconds
     return (

@@ -18,6 +18,7 @@ What TRL had to be given for it to play this game (each of them costs it nothing
 
 import argparse
 import re
+from dataclasses import replace
 
 import numpy as np
 from measure import Channel, compare, ratio, table
@@ -33,61 +34,57 @@ FIELDS = {
     "train_columns": "the same with padding",
     "trained": "sampled tokens in the gradient pass",
 }
+LOSS_TYPES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}  # in TRL's words
 TIMES = {"seconds": "seconds of a step", "cpu": "processor seconds of a step", "rollout": "seconds of its rollout"}
 
 
 def settings(flags: list[str], algo: str):
     """What `python train.py` with these flags would use."""
-    from train import make_parser, parse_flags
+    from train import read_flags
 
-    args = parse_flags(make_parser(), ["--algo", algo, "--learning_rate", "1e-9", *flags])
-    if algo == "grpo":
-        args.num_initial = args.num_generations  # whatever the flags say of ARPO
-    return args
+    config = read_flags(["--algo", algo, "--learning_rate", "1e-9", *flags])
+    return replace(config, num_initial=0) if algo == "grpo" else config  # whatever the flags say of ARPO
 
 
-def questions_of(step: int, args, questions: list) -> list:
+def questions_of(step: int, config, questions: list) -> list:
     """In the order of the file, as TRL draws them when it does not shuffle."""
-    first = step * args.questions_per_step
-    return [questions[n % len(questions)] for n in range(first, first + args.questions_per_step)]
+    first = step * config.questions_per_step
+    return [questions[n % len(questions)] for n in range(first, first + config.questions_per_step)]
 
 
 # ---------------------------------------------------------------------------------- ours
 
 
-def serve_ours(args) -> None:
+def serve_ours(config) -> None:
     import torch
 
     from advantage import ADVANTAGES
-    from arpo import UpdateConfig, update
-    from eval import load, load_task, pick
-    from rollout import RolloutConfig, Sampler
+    from arpo import update
+    from data.optimizer import Optimizer
+    from eval import open_policy
     from sandbox import PythonSandbox
-    from train import Stepper, grow_and_score
+    from tools import load_task
+    from train import grow_and_score
 
-    policy, task = load(args), load_task(args, "train", None, PythonSandbox())
-    rollout, config = pick(RolloutConfig, args), pick(UpdateConfig, args)
-    sampler = Sampler(policy.model, policy.tokenizer, rollout.temperature)
-    weights = [p for p in policy.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=args.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
-    stepper = Stepper(policy.model, optimizer, args.max_grad_norm)
+    policy, task = open_policy(config, config.lora_r), load_task(config, "train", None, PythonSandbox())
+    optimizer, counts = Optimizer.of(policy.model, config), policy.sampler.counts
     channel = Channel()
     while True:
         step = channel.receive()
-        sampler.counts.clear()
+        counts.clear()
         task.tools.counts.clear()
-        questions = questions_of(step, args, task.questions)
-        grown = grow_and_score(questions, policy, sampler, task.tools, rollout, args, step)
+        questions = questions_of(step, config, task.questions)
+        grown = grow_and_score(questions, policy, task.tools, config, step)
         rollout_time = channel.lap()
-        advantages = ADVANTAGES[config.advantage](torch.stack([g.rewards for g in grown]))
-        sums = update(policy.model, stepper, [g.tree for g in grown], advantages, config)
+        advantages = ADVANTAGES[config.advantage](torch.stack([scored.rewards for scored in grown]))
+        sums = update(policy.model, optimizer, [scored.tree for scored in grown], advantages, config)
         channel.send(
             {
                 "rollout": rollout_time["seconds"],
-                "leaves": sum(len(g.scores) for g in grown),
-                "decoded": sampler.counts["decoded"],
-                "prefilled": sampler.counts["prefilled"] + sampler.counts["refed"],
-                "holes": sampler.counts["holes"],
+                "leaves": sum(len(scored.scores) for scored in grown),
+                "decoded": counts["decoded"],
+                "prefilled": counts["prefilled"] + counts["refed"],
+                "holes": counts["holes"],
                 "calls": task.tools.counts.total(),
                 "train_tokens": sums["train_tokens"],
                 "train_columns": sums["train_tokens"],
@@ -127,7 +124,7 @@ RESPONSE_TEMPLATE = {
 
 def trl_tools(task, tokenizer, max_result_tokens: int) -> list:
     """The task's tools as functions in the form that TRL asks for; results are cut as ours are."""
-    from tools import encode_result
+    from data.format import encode_result
 
     def run(name: str, content: str) -> str:
         task.tools.counts[name, "ok"] += 1
@@ -163,8 +160,8 @@ def trl_tools(task, tokenizer, max_result_tokens: int) -> list:
 
 def trl_reward(tokenizer, questions, bonus: float):
     """The project's verifier on TRL's completions."""
+    from data.format import read_answer
     from data.grading import accuracy, hierarchical_reward
-    from tools import read_answer
 
     def reward(completions, completion_ids, number, **_) -> list[float]:
         rewards = []
@@ -180,34 +177,36 @@ def trl_reward(tokenizer, questions, bonus: float):
     return reward
 
 
-def serve_trl(args, rows: int) -> None:
+def serve_trl(config, rows: int) -> None:
     import datasets
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from eval import load, load_task
+    from data.format import closing_tags
+    from eval import open_policy
     from sandbox import PythonSandbox
-    from tools import CLOSING_TAGS
+    from tools import load_task
 
-    policy, task = load(args), load_task(args, "train", None, PythonSandbox())
+    policy, task = open_policy(config, config.lora_r), load_task(config, "train", None, PythonSandbox())
     tokenizer = policy.tokenizer
     tokenizer.chat_template, tokenizer.response_template = CHAT_TEMPLATE, RESPONSE_TEMPLATE
-    stops = [tokenizer.eos_token, *CLOSING_TAGS]
+    stops = [tokenizer.eos_token, *closing_tags()]
     policy.model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(stops)
     data = [
         {"prompt": [{"role": "user", "content": question.question}], "number": n}
         for n, question in enumerate(task.questions)
     ]
-    leaves = args.questions_per_step * args.num_generations
-    config = GRPOConfig(
-        output_dir=args.output_dir, use_cpu=policy.model.device.type == "cpu", bf16=False, seed=args.seed,
-        num_generations=args.num_generations, per_device_train_batch_size=rows,
+    leaves = config.questions_per_step * config.num_generations
+    theirs = GRPOConfig(
+        output_dir=config.output_dir, use_cpu=policy.model.device.type == "cpu", bf16=False, seed=config.seed,
+        num_generations=config.num_generations, per_device_train_batch_size=rows,
         gradient_accumulation_steps=leaves // rows, steps_per_generation=leaves // rows,
-        max_completion_length=args.max_completion_length, max_tool_calling_iterations=args.max_tool_calls,
-        generation_kwargs={"max_new_tokens": args.max_turn_tokens},
-        temperature=args.temperature, top_p=1.0, top_k=0, beta=0.0, epsilon=args.epsilon, loss_type=args.loss_type,
-        learning_rate=args.learning_rate, lr_scheduler_type="constant", adam_beta2=0.99, weight_decay=0.0,
-        max_grad_norm=args.max_grad_norm, max_steps=10**6, gradient_checkpointing=False, shuffle_dataset=False,
+        max_completion_length=config.max_completion_length, max_tool_calling_iterations=config.max_tool_calls,
+        generation_kwargs={"max_new_tokens": config.max_turn_tokens},
+        temperature=config.temperature, top_p=1.0, top_k=0, beta=0.0, epsilon=config.epsilon,
+        loss_type=LOSS_TYPES[config.loss_type],
+        learning_rate=config.learning_rate, lr_scheduler_type="constant", adam_beta2=0.99, weight_decay=0.0,
+        max_grad_norm=config.max_grad_norm, max_steps=10**6, gradient_checkpointing=False, shuffle_dataset=False,
         save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     counts: dict[str, int] = {}
@@ -249,9 +248,9 @@ def serve_trl(args, rows: int) -> None:
             channel.send(counts | {"calls": task.tools.counts.total()})
 
     trainer = CountedTrainer(
-        policy.adapter or policy.model, trl_reward(tokenizer, task.questions, args.reward_bonus), config,
+        policy.adapter or policy.model, trl_reward(tokenizer, task.questions, config.reward_bonus), theirs,
         train_dataset=datasets.Dataset.from_list(data), processing_class=tokenizer, callbacks=[Steps()],
-        tools=trl_tools(task, tokenizer, args.max_result_tokens),
+        tools=trl_tools(task, tokenizer, config.max_result_tokens),
     )  # fmt: skip
     channel = Channel()
     trainer.train()
@@ -277,8 +276,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(bench.bench_threads)
-    args = settings(flags, "arpo" if bench.arm == "ARPO" else "grpo")
-    serve_trl(args, bench.trl_rows) if bench.arm == "TRL" else serve_ours(args)
+    config = settings(flags, "arpo" if bench.arm == "ARPO" else "grpo")
+    serve_trl(config, bench.trl_rows) if bench.arm == "TRL" else serve_ours(config)
 
 
 def report(arms: dict, rounds: int) -> str:
