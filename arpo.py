@@ -77,6 +77,7 @@ def update(model, optimizer, trees: list[Tree], advantages: Tensor, config: Upda
         with torch.no_grad():
             for batch in (batch for batches in passes for batch in batches):
                 batch.old_logprobs = token_logprobs(model, batch, config.temperature)
+    # Tokens in the gradient pass (unique ones, unless a tree was split), sampled ones of them; ~0 on-policy; see sums.
     totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)
     for batches in passes * config.num_iterations:
         for batch in batches:
@@ -172,8 +173,7 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
 
 
 def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2048) -> Tensor:
-    """log π(token | its path) of the sampled tokens (S,). Logits exist for `chunk` tokens at a time, and once more in
-    the backward pass."""
+    """log π(token | its path) of the sampled tokens (S,), whose logits exist `chunk` at a time, in both passes."""
     inputs = dict(input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None])
     hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
 
@@ -193,18 +193,18 @@ def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfi
     clipped = ratio.clamp(1 - config.epsilon, 1 + config.epsilon_high)
     loss = -(W * torch.min(ratio * A, clipped * A)).sum()
     bites = ((clipped * A < ratio * A) & (W > 0)).any(-1)
+    # Where the clip bites; the sampler's probabilities against these (k3, which is numerics). In the end, shares.
     sums = {"clip_fraction": float(bites.sum()), "kl_sampler": float(k3(old, batch.sampler_logprobs).sum())}
     if reference is not None:
         kl = k3(reference, logprobs)
         loss = loss + config.kl_coef * (W.sum(-1) * kl).sum()
-        sums["kl_reference"] = float(kl.detach().sum())
+        sums["kl_reference"] = float(kl.detach().sum())  # k3 to the frozen reference
     return loss, sums
 
 
 def k3(target: Tensor, own: Tensor) -> Tensor:
-    """Estimates KL(own || target) at tokens drawn from `own`: exp(d) - d - 1, d = target - own (S,)."""
-    d = target - own
-    return d.exp() - d - 1
+    """Estimates KL(own || target) at tokens drawn from `own`: exp(d) - 1 - d, d = target - own (S,)."""
+    return torch.expm1(target - own) - (target - own)
 
 
 @dataclass

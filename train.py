@@ -42,8 +42,18 @@ from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
 from data.settings import Natural, Positive, complain, first_look, known, parse
 from data.tiny import build_tokenizer, tiny_config
 from data.web import WebSearch
-from eval import JudgeConfig, Scored, draw_tree, evaluate, judge, mean_accuracy, open_policy, report, rollout_metrics
-from eval import score_leaves
+from eval import (
+    JudgeConfig,
+    Scored,
+    draw_tree,
+    evaluate,
+    judge,
+    mean_accuracy,
+    open_policy,
+    report,
+    rollout_metrics,
+    score_leaves,
+)
 from rollout import Tree
 from sandbox import PythonSandbox
 from tools import Lent, Task, Toolbox, load_task, make_sandbox, tools_of_world
@@ -125,17 +135,16 @@ def main() -> None:
 
 def read_flags(argv: list[str]) -> TrainConfig:
     """Flags over method over preset over model over the fields' defaults; a resumed run brings its own settings."""
-    names = ("model", "algo", "preset", "sft_data", "data", "stage", "seed", "resume", "output_dir")
-    few = first_look(TrainConfig, argv, names)
+    few = first_look(TrainConfig, argv, ("model", "algo", "preset", "sft_data"))
+    settings: dict[str, Any] = {"cold_start": False}
+    for layer in (models.model_defaults(few["model"]), PRESETS[few["preset"]], METHODS[few["algo"]]):
+        settings |= layer
+    settings["cold_start"] |= few["sft_data"] != "world"
+    few |= first_look(TrainConfig, argv, ("data", "stage", "seed", "resume", "output_dir"), settings)
     if few["resume"]:
         checkpoint = runs.find_checkpoint(few["resume"], few["output_dir"] or default_folder(**few))
         if checkpoint:
             return resumed(checkpoint, argv)
-    settings: dict[str, Any] = {}
-    for layer in (models.model_defaults(few["model"]), PRESETS[few["preset"]], METHODS[few["algo"]]):
-        settings |= layer
-    if few["sft_data"] != "world":
-        settings["cold_start"] = True
     config = parse(TrainConfig, argv, "train.py", __doc__, settings)
     if config.num_minibatches > config.questions_per_step:
         found = f"--num_minibatches {config.num_minibatches}, --questions_per_step {config.questions_per_step}"

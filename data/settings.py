@@ -95,14 +95,14 @@ def parse(record: type[Record], argv: Sequence[str], prog: str, description: str
         object.__setattr__(base, field.name, defaults.get(field.name, field.default))
     read = functools.partial(tyro.cli, record, default=base, prog=prog, description=description, use_underscores=True)
     words = current_names(record, argv)
-    for name in (name for name in RENAMED if f"--{name}" in argv):
+    for name in (name for name in RENAMED if any(re.fullmatch(f"--{name}(=.*)?", word) for word in argv)):
         print(f"--{name} is called --{RENAMED[name]} now", file=sys.stderr)
     return read(args=words) if {"-h", "--help"} & set(words) else _or_one_line(lambda: read(args=words))
 
 
-def first_look(record: type[Settings], argv: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """What a command line says of a few flags; the defaults of the others may depend on them."""
-    defaults = {field.name: field.default for field in fields(record)}
+def first_look(record: type[Settings], argv: Sequence[str], names: Sequence[str], settings=None) -> dict[str, Any]:
+    """What a command line says of a few flags, over `settings`; the defaults of the others may depend on them."""
+    defaults = {field.name: field.default for field in fields(record)} | (settings or {})
     few = make_dataclass("Few", [(name, hints(record)[name], defaults[name]) for name in names])
     words = [word for word in current_names(record, argv) if word not in ("-h", "--help")]
     read = functools.partial(tyro.cli, few, args=words, return_unknown_args=True, use_underscores=True)

@@ -94,7 +94,8 @@ def test_settings_have_types():
 
 
 def length(node) -> int:
-    return node.end_lineno - node.lineno + 1
+    """Its lines, decorators included."""
+    return node.end_lineno - min(part.lineno for part in [node, *node.decorator_list]) + 1
 
 
 def test_no_function_is_long():
@@ -111,10 +112,14 @@ def test_no_file_is_long():
     assert [f"{name}: {lines(name)} lines" for name in TOWER if name != "sandbox" and lines(name) > 500] == []
 
 
-def test_the_algorithm_is_read_in_an_hour():
+def lines_of_the_algorithm() -> int:
+    """Of CORE without the class `Policy`, which loads and keeps a model."""
     (policy,) = [node for node in trees()["arpo"].body if isinstance(node, ast.ClassDef) and node.name == "Policy"]
-    whole = sum(map(lines, CORE))
-    assert whole - length(policy) <= 700 and whole <= 800
+    return sum(map(lines, CORE)) - length(policy)
+
+
+def test_the_algorithm_is_read_in_an_hour():
+    assert lines_of_the_algorithm() <= 700 and sum(map(lines, CORE)) <= 800
 
 
 @pytest.mark.parametrize("name", TOWER)

@@ -126,17 +126,28 @@ def test_the_shape_of_an_asked_tree_follows_its_leaves():
     assert shape("--num_generations", "8", "--num_initial", "0") == (8, 0)
 
 
-@pytest.mark.parametrize("profiler", [[], ["-m", "cProfile"]], ids=["plain", "profiled"])
+HELP = {"train": "replace trees without variance (DAPO)", "eval": "trajectories for each question"}  # of own fields
+
+
+def has_help(printed, command):
+    words = " ".join(printed.replace("│", " ").split())
+    return HELP[command] in words and "new paths at a branch" in words
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_the_comments_of_the_fields(command, profiler):
-    """Guards: help that is empty, or another class's, for the records of the file that is run itself."""
-    argv = [sys.executable, *profiler, f"{command}.py", "--help"]
+def test_help_shows_the_comments_of_the_fields(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS[command](["--model", "Qwen2.5-1.5B", "--help"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 0 and printed.err == "" and has_help(printed.out, command)
+
+
+@pytest.mark.parametrize("command", [pytest.param("eval", marks=pytest.mark.slow), "train"])
+def test_a_profiler_sees_the_same_help(command):
+    """Guards: comments that are looked for in the file that was started, which is then the profiler's."""
+    argv = [sys.executable, "-m", "cProfile", f"{command}.py", "--help"]
     result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    shown = " ".join(result.stdout.replace("│", " ").split())
-    assert result.returncode == 0 and result.stderr == ""
-    own = {"train": "replace trees without variance (DAPO)", "eval": "trajectories for each question"}
-    for comment in (own[command], "new paths at a branch"):
-        assert comment in shown
+    assert result.returncode == 0 and result.stderr == "" and has_help(result.stdout, command)
 
 
 def a_run(folder, *argv, size="tiny"):

@@ -283,10 +283,11 @@ def test_trees_do_not_depend_on_batch_or_order(tokenizer, model, capsys):
     """One key, one tree: alone, together, permuted, few at a time, and where memory runs out (fp32)."""
     prompts = ["the town is", "the river of the mayor", "old", "the long river is old and the town"]
     keys = [f"seed0/step1/{q}" for q in range(4)]
+    policies = []
 
     def trees(order=range(4), sampler=Sampler, max_rows=512):
         ids, names = [tokenizer.encode(prompts[q]) for q in order], [keys[q] for q in order]
-        policy = Policy(model, tokenizer, max_rows=max_rows)
+        policies.append(policy := Policy(model, tokenizer, max_rows=max_rows))
         policy.sampler = sampler(model, tokenizer)
         grown = policy.grow(ids, names, EchoTools(), RolloutConfig(**SMALL))
         return {q: facts(tree) for q, tree in zip(order, grown)}
@@ -307,6 +308,7 @@ def test_trees_do_not_depend_on_batch_or_order(tokenizer, model, capsys):
     assert trees(sampler=Small) == expected
     told = capsys.readouterr().err
     assert told == "".join(f"out of memory: trees grown at once: {n} from now on\n" for n in (2, 1))
+    assert policies[-1].max_rows == 8  # it does not run out of memory in every step anew
     with pytest.raises(torch.OutOfMemoryError):
         trees(sampler=NoMemory)
 

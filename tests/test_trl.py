@@ -52,11 +52,13 @@ def trl_inputs(trees, advantages) -> dict:
     return inputs
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
-def test_loss_and_gradient_equal_trls(sides, loss_type):
+@pytest.mark.parametrize(
+    "loss_type, in_trl", [("token_mean", "dapo"), ("sequence_mean", "grpo"), ("constant", "dr_grpo")]
+)
+def test_loss_and_gradient_equal_trls(sides, loss_type, in_trl):
     """Guards: denominators, clips, masks of results, advantages that reach the wrong leaf. Both clips bite."""
     model, trees, advantages, trainer = sides
-    trainer.loss_type, trainer.max_completion_length = loss_type, 512
+    trainer.loss_type, trainer.max_completion_length = in_trl, 512
     model.eval()
     inputs = trl_inputs(trees, advantages)
     both = [torch.cat([inputs["prompt_" + n], inputs["completion_" + n]], dim=1) for n in ("ids", "mask")]
