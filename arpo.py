@@ -7,7 +7,7 @@ advantages A and weights W of `advantage.py`, the loss is
     - Σ_t Σ_m W[t, m] · min(r_t A[t, m], clip(r_t, 1 - ε, 1 + ε_high) A[t, m])  +  β_KL Σ_t Σ_m W[t, m] KL_t
 
 over the S tokens t that the policy sampled; the other tokens of the batch's T have no term. Left out: the optimizer
-(`train.py:Optimizer`), output heads that rescale logits, and models whose attention has a window.
+(`data/optimizer.py`) and models whose attention has a window.
 """
 
 from collections import Counter
@@ -25,8 +25,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from advantage import ADVANTAGES, attribute, loss_weights
+from data import models
 from data.format import TrajectoryConfig
-from data.models import ModelConfig, cannot_load, halve_until_it_fits, load_model, plan_memory, resolve_model, say
 from data.settings import NonNegative, Positive
 from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
 from tools import Toolbox
@@ -133,9 +133,7 @@ def tokens(tree: Tree, weights: Tensor) -> int:
     return len(tree.prompt) + sum(len(tree.nodes[n].ids + tree.nodes[n].observation) for n in kept(weights))
 
 
-class Segment(NamedTuple):
-    """A prompt, or a node's sampled tokens and then its observation, in a packed sequence."""
-
+class Segment(NamedTuple):  # of a packed sequence: a prompt, or a node's sampled tokens and then its observation
     parent: int  # the segment before it; a prompt is its own
     ids: list[int]
     logprobs: list[float]  # of the sampled tokens, which come first
@@ -178,7 +176,7 @@ def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2
     hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
 
     def logprobs(rows: Tensor, targets: Tensor) -> Tensor:
-        logits = model.get_output_embeddings()(rows).float() / temperature
+        logits = models.logits_of(model, rows) / temperature
         return -cross_entropy(logits, targets, reduction="none")
 
     parts = zip(hidden[batch.predict_from].split(chunk), batch.targets.split(chunk))
@@ -220,19 +218,19 @@ class Policy:
     @classmethod
     def load(cls, name: str, lora_r: int | None = 0, load_in_4bit=False, device="cpu", dtype=torch.float32) -> "Policy":
         """A hub id or a folder; for the arguments see `load_model`."""
-        return cls(*load_model(name, lora_r, load_in_4bit, device, dtype))
+        return cls(*models.load_model(name, lora_r, load_in_4bit, device, dtype))
 
     @classmethod
-    def open(cls, config: ModelConfig, tokens: int, leaves: int, lora_r: int | None = None) -> "Policy":
+    def open(cls, config: models.ModelConfig, tokens: int, leaves: int, lora_r: int | None = None) -> "Policy":
         """The model that the settings name, for trees of `leaves` leaves of at most `tokens`. Raises ValueError."""
-        name = resolve_model(config.model)
+        name = models.resolve_model(config.model)
         if name != config.model and config.model != "tiny":
             print(f"{config.model} means {name}")
         try:
-            plan = plan_memory(config, tokens, leaves, lora_r)
+            plan = models.plan_memory(config, tokens, leaves, lora_r)
             policy = cls.load(name, lora_r, plan.load_in_4bit, plan.device, plan.dtype)
         except (OSError, ValueError) as error:
-            raise cannot_load(name, error) from None
+            raise models.cannot_load(name, error) from None
         policy.max_rows = plan.max_rows
         return policy
 
@@ -242,12 +240,13 @@ class Policy:
 
     def grow(self, prompts: list[list[int]], keys: list[str], tools: Toolbox, config: RolloutConfig) -> list[Tree]:
         """`grow_trees`, as many at a time as there is room for, and fewer where memory runs out: the same trees."""
+        models.refuse_short_sight(self.model, max(map(len, prompts), default=0), config)
         trees: list[Tree] = []
         while len(trees) < len(prompts):
             rest = prompts[len(trees) :], keys[len(trees) :]
             wanted = min(max(1, self.max_rows // config.num_generations), len(rest[0]))
             some = lambda count: grow_trees(rest[0][:count], rest[1][:count], self.sampler, tools, config)
-            grown, fitted = halve_until_it_fits(some, wanted, 1, "trees grown at once:")
+            grown, fitted = models.halve_until_it_fits(some, wanted, 1, "trees grown at once:")
             if fitted < wanted:
                 self.max_rows = fitted * config.num_generations
             trees += grown
@@ -275,7 +274,7 @@ class Policy:
     def read(self, prompt: str, max_tokens: int = 256) -> str:
         """What the base model says to a prompt, greedily; for tools, so it waits until no rows are sampled."""
         with self.sampler.lock, self.base() as model:
-            return say(model, self.tokenizer, prompt, max_tokens)
+            return models.say(model, self.tokenizer, prompt, max_tokens)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch, temperature: float) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from advantage import ADVANTAGES
-from arpo import Policy
+from arpo import Policy, pack, token_logprobs
 from data import WORLD_SEEDS, Question
 from data.benchmarks import load_questions
 from data.format import ToolCall, encode_prompt, read_answer
@@ -150,6 +150,63 @@ def turn_texts(nodes: list[Node], tokenizer) -> list[str]:
             turns.append([])
     turns[-1].pop()
     return [tokenizer.decode(ids) for ids in turns]
+
+
+# ---------------------------------------------------------------------------------- sampled and trained numbers
+
+
+def check_numbers(policy: Policy, task: Task, config: JudgeConfig) -> None:
+    """Raises ValueError, in one line, if a token would be trained with another probability than it was sampled with.
+
+    Grows two real trees and compares the sampler's log-probs with a plain forward pass of a path, and with the packed
+    pass in training mode. To be done once, before anything is trained.
+    """
+    kind, questions = policy.model.config.model_type, task.questions[:2]
+    few = replace(config, num_generations=min(4, config.num_generations), num_initial=min(2, config.num_initial))
+    prompts = [encode_prompt(policy.tokenizer, question.question) for question in questions]
+    try:
+        trees = policy.grow(prompts, [f"check/{question.id}" for question in questions], task.tools, few)
+        gaps = {"plain": plain_gap(policy, trees[0], config), "packed": packed_gap(policy, trees, config)}
+        task.tools.counts.clear()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"trees cannot be grown or packed with a model of type {kind}: {told:.200}") from None
+    exact = policy.model.dtype == torch.float32 and not getattr(policy.model, "is_loaded_in_4bit", False)
+    bound = 1e-3 if exact else 0.1
+    for name, gap in gaps.items():
+        if not gap <= bound:
+            cause = "a window, a scaled head, positions that count padding, or layers with a state are likely causes"
+            found = f"found {gap:.2g} in the {name} forward pass of a model of type {kind} ({cause})"
+            raise ValueError(f"expected log-probs within {bound:g} nats of those that were sampled, {found}")
+
+
+@torch.no_grad()
+def plain_gap(policy: Policy, tree: Tree, config: RolloutConfig) -> float:
+    """The mean distance, over the tokens of one path, of the sampler's log-probs from those of a plain forward pass."""
+    nodes = [tree.nodes[n] for n in tree.path(tree.leaves()[0])]
+    ids = tree.prompt + [token for node in nodes for token in node.ids + node.observation]
+    logits = policy.model(torch.tensor([ids], device=policy.model.device), use_cache=False).logits[0, :-1].float()
+    logprobs = (
+        (logits / config.temperature).log_softmax(-1).gather(-1, torch.tensor(ids[1:], device=logits.device)[:, None])
+    )
+    at, gaps = len(tree.prompt) - 1, []
+    for node in nodes:
+        own = logprobs[at : at + len(node.ids), 0].cpu()
+        gaps.append((own - torch.tensor(node.logprobs)).abs())
+        at += len(node.ids) + len(node.observation)
+    return float(torch.cat(gaps).mean())
+
+
+@torch.no_grad()
+def packed_gap(policy: Policy, trees: list[Tree], config: RolloutConfig) -> float:
+    """The same for the packed pass of the update, over all trees."""
+    batch = pack([(tree, tree.descends(), tree.descends()) for tree in trees], policy.model.device)
+    policy.model.train()
+    logprobs = token_logprobs(policy.model, batch, config.temperature)
+    policy.model.eval()
+    return float((logprobs - batch.sampler_logprobs).abs().mean())
 
 
 # ---------------------------------------------------------------------------------- statistics and tables

@@ -361,7 +361,8 @@ class Sampler:
         real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=mask.device)
         mask = torch.cat([mask, real], dim=1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-        self.model(ids, mask.long(), positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        inputs = dict(input_ids=ids, attention_mask=mask.long(), position_ids=positions)
+        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self.counts["holes"] += int((~real).sum())
         return mask
 

@@ -45,6 +45,7 @@ from data.web import WebSearch
 from eval import (
     JudgeConfig,
     Scored,
+    check_numbers,
     draw_tree,
     evaluate,
     judge,
@@ -120,7 +121,7 @@ def main() -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        if PartialState().is_main_process:
+        if PartialState(cpu=not torch.cuda.is_available()).is_main_process:  # settles how processes find each other
             print(describe(config), flush=True)
         command = sft_command if config.stage == "sft" else rl_command
         command(config, make_sandbox(config))
@@ -222,6 +223,7 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     torch.manual_seed(config.seed)  # of a new adapter's weights
     policy = start_policy(config, sandbox)
     lent.read = policy.read
+    check_numbers(policy, train, config)
     run = runs.Run(config, models.size_of(config.model), checkpoint)
     started = time.perf_counter()
     totals = train_rl(policy, train, dev, run, config, checkpoint)
@@ -301,7 +303,7 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig) -> f
         # right padding: no real token can see it, so no attention mask is needed
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
-        logits = model.get_output_embeddings()(hidden[targets != -100]).float()
+        logits = models.logits_of(model, hidden[targets != -100])
         loss = cross_entropy(logits, targets[targets != -100], reduction="sum") / usual
         optimizer.backward(loss)
         optimizer.set_rate(learning_rate(step, steps, config.sft_learning_rate, steps // 20))

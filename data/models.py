@@ -8,6 +8,7 @@ import copy
 import gc
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from typing import TypeVar
 
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from data.format import TrajectoryConfig
 from data.runs import read_about
 from data.settings import Settings
 
@@ -126,6 +129,8 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
         # in a form without gradients.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+    refuse_layers(model.config)
+    switch_off_dropout(model)
     tokenizer = AutoTokenizer.from_pretrained(name)
     if not (is_adapter(name) or lora_r):
         reference = copy.deepcopy(model).requires_grad_(False).eval() if lora_r == 0 else None
@@ -138,6 +143,49 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
     else:
         adapter = get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear"))
     return adapter.get_base_model().eval(), tokenizer, adapter, None
+
+
+def refuse_layers(config) -> None:
+    """Raises ValueError for layers that keep a running state, of which a fork cannot take a part."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        found = f"found {', '.join(sorted(other))} (model type {config.model_type})"
+        raise ValueError(f"trees need layers of attention, whose cache can be cut and forked; {found}")
+
+
+def switch_off_dropout(model) -> None:
+    """With dropout the update would compute other probabilities than the tokens were sampled with."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, torch.nn.Dropout))):
+                setattr(module, name, 0.0)
+
+
+def refuse_short_sight(model, prompt_tokens: int, limits: TrajectoryConfig) -> None:
+    """Raises ValueError if a trajectory may outgrow what the model can attend to, or count.
+
+    A layer with a window attends to so many columns, and holes are columns: a row has at most those of its own tokens,
+    of a result, and of a turn that others take meanwhile. Learned positions end; some rotary ones change with length.
+    """
+    config, reach = model.config.get_text_config(), math.inf
+    kinds, rope = getattr(config, "layer_types", None), getattr(config, "rope_parameters", None) or {}
+    if "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True):
+        reach = getattr(config, "sliding_window", None) or math.inf
+    if rope.get("rope_type") in ("longrope", "dynamic") or not rope:
+        ends = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", math.inf)
+        reach = min(reach, ends)
+    needed = prompt_tokens + limits.max_completion_length + limits.max_result_tokens + limits.max_turn_tokens
+    if needed > reach:
+        found = f"found {reach:,} (model type {config.model_type}); shorten --max_completion_length"
+        raise ValueError(f"expected attention and positions for {needed:,} tokens, {found}")
+
+
+def logits_of(model, hidden: Tensor) -> Tensor:
+    """The model's logits (…, V), fp32, from its last hidden states; some models scale or cap what their head gives."""
+    config, logits = model.config.get_text_config(), model.get_output_embeddings()(hidden).float()
+    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 @torch.no_grad()
