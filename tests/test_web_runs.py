@@ -20,12 +20,14 @@ from test_web import (
     web_of,
 )
 
-from data import load_questions
-from data.format import ToolCall, ToolResult
+from arpo import Policy
+from data.benchmarks import load_questions
+from data.format import ToolCall, ToolResult, encode_prompt
+from data.models import TINY
 from data.web import Cache, Reader, Web, WebSearch, ask_endpoint
-from eval import TINY, EvalConfig, OneLineParser, ToolConfig, encode_prompt, load_policy, load_tools, parse_eval_flags
-from rollout import RolloutConfig, Sampler, grow_trees
-from tools import Browse, Search, Toolbox
+from eval import read_flags
+from rollout import RolloutConfig, grow_trees
+from tools import Browse, Python, Search, Toolbox, load_tools
 
 __all__ = ["keys", "sandbox", "serve"]  # fixtures of test_web.py
 
@@ -45,7 +47,7 @@ def test_long_pages_are_windowed_whole(serve, sandbox):
 def test_a_service_that_fails_is_a_fault_and_never_tells_the_key(serve, keys, answer):
     """Guards: noise that is stored for good, and keys in transcripts."""
     server = serve({"/s": answer})
-    search = WebSearch("serper", Cache(), url=server.url("/s"), seconds=1)
+    search = Search(WebSearch("serper", Cache(), url=server.url("/s"), seconds=1))
     box = Toolbox({"search": search})
     result = box.submit(ToolCall("search", "x")).result()
     assert result.fault and "secret" not in result.text
@@ -95,11 +97,10 @@ def test_a_run_is_repeated_offline_bit_for_bit(serve, keys, sandbox, tmp_path):
 def test_a_reader_that_is_not_there_is_told_at_once_and_not_missed_offline(tmp_path):
     """Guards a replay that needs the network after all."""
     (tmp_path / "c.db").write_bytes(b"")
-    parser = OneLineParser("", EvalConfig, ToolConfig, RolloutConfig)
     reader = ["--reader", "http://127.0.0.1:9", "--reader_model", "m", "--web_cache", str(tmp_path / "c.db")]
     with pytest.raises(OSError, match="--reader http://127.0.0.1:9"):
-        load_tools(parse_eval_flags(parser, reader), "dev", FortyTwo())
-    load_tools(parse_eval_flags(parser, [*reader, "--cache_mode", "offline"]), "dev", FortyTwo()).close()
+        load_tools(read_flags(reader), "dev", FortyTwo())
+    load_tools(read_flags([*reader, "--cache_mode", "offline"]), "dev", FortyTwo()).close()
 
 
 class FortyTwo:
@@ -115,7 +116,7 @@ def test_trees_grown_offline_from_the_cache_are_those_grown_online(serve, keys, 
         text = f"A town. Tax {next(answers)} coins. Home Baham. River Baflow. Guild Cormark."
         return reply_json({"organic": [{"title": payload(raw)["q"], "link": "person/50", "snippet": text}]})
 
-    server, policy = serve({"/s": answer}), load_policy(str(TINY))
+    server, policy = serve({"/s": answer}), Policy.load(str(TINY))
     questions = [q for q in load_questions("world", "dev", 12) if q.family != "compute"]
     prompts = [encode_prompt(policy.tokenizer, q.question) for q in questions]
     config = RolloutConfig(num_generations=4, num_initial=2, max_turn_tokens=64)
@@ -123,7 +124,7 @@ def test_trees_grown_offline_from_the_cache_are_those_grown_online(serve, keys, 
     def grow(mode):
         box = Toolbox({"search": WebSearch("serper", Cache(tmp_path / "c.db", mode), 1, server.url("/s"))})
         names = [q.id for q in questions]
-        return grow_trees(prompts, names, Sampler(policy.model, policy.tokenizer), box, policy.tokenizer, config), box
+        return grow_trees(prompts, names, policy.sampler, box, config), box
 
     online, _ = grow("online")
     server.shutdown()
@@ -167,13 +168,19 @@ def test_faults_warn_then_abort_and_the_models_own_errors_do_not(capsys):
 
 
 def test_check_names_what_does_not_work():
-    def raises(content):
-        raise OSError
+    class Broken:
+        def run(self, code):
+            raise OSError
 
-    box = Toolbox({"python": lambda code: ToolResult("42"), "search": Search([]), "browse": Browse({})})
+    search = Search(lambda query: ToolResult("Nothing was found."))
+    box = Toolbox({"python": Python(FortyTwo()), "search": search, "browse": Browse({})})
     box.check()
     assert not box.counts
-    box.tools["python"] = raises
+    box.tools["python"] = Python(Broken())
     with pytest.raises(OSError, match="python .*OSError"):
+        box.check()
+    box.tools["python"] = Python(FortyTwo())
+    box.tools["python"].sandbox.run = lambda code: ("43", "ok")
+    with pytest.raises(OSError, match="python .43."):
         box.check()
     box.close()
