@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -229,7 +230,7 @@ class Policy:
         try:
             plan = models.plan_memory(config, tokens, leaves, lora_r)
             policy = cls.load(name, lora_r, plan.load_in_4bit, plan.device, plan.dtype)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise models.cannot_load(name, error) from None
         policy.max_rows = plan.max_rows
         return policy

@@ -103,12 +103,12 @@ def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, te
 
 
 def judge(name: str, policy: Policy, task: Task, config: RolloutConfig, samples=1, seed=0) -> dict[str, Scores]:
-    """Two rows of a table: a policy's likeliest answers, and its sampled ones."""
-    how = "sampled" if samples == 1 else f"mean of {samples}"
-    return {
-        f"{name}, greedy": evaluate(policy, task, config, 1, 0.0, seed),
-        f"{name}, {how}": evaluate(policy, task, config, samples, config.temperature or 1.0, seed),
-    }
+    """Rows of a table: a policy's likeliest answers, and its sampled ones, of which there may be none."""
+    rows = {f"{name}, greedy": evaluate(policy, task, config, 1, 0.0, seed)}
+    if samples:
+        how = "sampled" if samples == 1 else f"mean of {samples}"
+        rows[f"{name}, {how}"] = evaluate(policy, task, config, samples, config.temperature or 1.0, seed)
+    return rows
 
 
 def judge_expert(config: JudgeConfig, split: str, task: Task) -> dict[str, Scores]:
@@ -258,15 +258,21 @@ def mean_accuracy(scores: Scores) -> float:
     return float(per_question(scores, "accuracy").mean())
 
 
-def report(rows: dict[str, Scores], task: Task, config: JudgeConfig, split="test", gain=False) -> str:
-    """The table of a command; with `gain` also what its third row, greedy, has over the first."""
+def report(rows: dict[str, Scores], task: Task, config: JudgeConfig, split="test", best_step: int | None = None) -> str:
+    """The table of a command. After training, what the row of the best model, greedy, has over that of the start.
+
+    A model that is the start itself is not reported as the method's.
+    """
     table = comparison_table(rows | judge_expert(config, split, task), task.questions)
-    if not gain:
+    if best_step is None:
         return table
-    start, _, trained, _ = (per_question(scores, "accuracy") for scores in rows.values())
-    gains = 100 * (trained - start)
+    if best_step == 0:
+        return f"{table}\n\nno step raised dev accuracy: the best model is the start (step 0), and there is no gain"
+    start, best = (per_question(rows[f"{name}, greedy"], "accuracy") for name in ("start", config.algo))
+    gains = 100 * (best - start)
     low, high = bootstrap(gains)
-    return f"{table}\n\ngain over SFT, greedy: {gains.mean():+.1f} points, 95% interval [{low:+.1f}, {high:+.1f}]"
+    gained = f"{gains.mean():+.1f} points, 95% interval [{low:+.1f}, {high:+.1f}]"
+    return f"{table}\n\ngain over the start, greedy, of the best step ({best_step}): {gained}"
 
 
 def rollout_metrics(kept: list[Scored], discarded: list[Scored], config: RolloutConfig) -> dict[str, float]:

@@ -279,7 +279,7 @@ class Sampler:
         self.model, self.tokenizer = model, tokenizer
         ends = model.generation_config.eos_token_id
         self.end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad = min(self.end_ids)  # any token will do where nobody looks; a model's own may lie beyond its weights
         # `generate` fills unset fields from the checkpoint, e.g. a repetition penalty: leave it none.
         model.generation_config = GenerationConfig(pad_token_id=self.pad, eos_token_id=sorted(self.end_ids))
         self.vocab_size = model.get_output_embeddings().weight.shape[0]

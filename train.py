@@ -12,9 +12,7 @@ path, position), so that a checkpoint needs no random state and a resumed run is
 """
 
 import re
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +24,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -35,10 +32,12 @@ from transformers import Qwen2ForCausalLM
 from advantage import ADVANTAGES
 from arpo import Policy, UpdateConfig, update
 from data import Question, models, runs
+from data.alarms import StopRequest, Watch
 from data.demonstrations import DemonstrationConfig, Example, batches, load_demonstrations, vocabulary_texts
 from data.format import encode_prompt
 from data.grading import overlong_penalty
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
+from data.processes import dealt_back, everyones, merged, my_share
 from data.settings import Natural, Positive, complain, first_look, known, parse
 from data.tiny import build_tokenizer, tiny_config
 from data.web import WebSearch
@@ -116,6 +115,9 @@ def main() -> None:
     try:
         config = read_flags(sys.argv[1:])
         if config.dry_run:
+            if config.stage == "rl":
+                load_tasks(config, make_sandbox(config), Lent())
+            runs.rehearse(config)
             print(describe(config))
             return
         if config.threads:
@@ -147,6 +149,11 @@ def read_flags(argv: list[str]) -> TrainConfig:
         if checkpoint:
             return resumed(checkpoint, argv)
     config = parse(TrainConfig, argv, "train.py", __doc__, settings)
+    if METHODS[config.algo].get("num_initial") == 0 and config.num_initial not in (0, config.num_generations):
+        found = f"found --num_initial {config.num_initial} of {config.num_generations}"
+        raise ValueError(f"--algo {config.algo}: expected all leaves to start from the prompt, {found}")
+    if config.stage == "rl" and config.temperature == 0:
+        raise ValueError("--temperature: expected above 0 in training, where leaves must differ, found 0")
     if config.num_minibatches > config.questions_per_step:
         found = f"--num_minibatches {config.num_minibatches}, --questions_per_step {config.questions_per_step}"
         raise ValueError(f"expected no more minibatches than questions, found {found}")
@@ -161,6 +168,8 @@ def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
     before = known(TrainConfig, runs.read_about(folder)["settings"])
     own = {"resume": str(checkpoint), "output_dir": str(folder)}
     config = replace(parse(TrainConfig, argv, "train.py", __doc__, before), **own)
+    if config.algo != before.get("algo", config.algo):
+        raise ValueError(f"--resume: expected the run's own --algo {before['algo']}, found {config.algo}")
     for name, value in before.items():
         if name not in own and getattr(config, name) != value:
             print(f"resumed with another {name}: {value} before, {getattr(config, name)} now")
@@ -203,10 +212,8 @@ def describe(config: TrainConfig) -> str:
             "judged": f"on {config.eval_questions} dev questions every {config.eval_steps} steps, and on "
             f"{config.test_questions} held-out ones at the end",
         }
-    parts |= {
-        "tools": f"{tools}; {needs}",
-        "writes": f"{config.output_dir}; the progress bar says how long it will take",
-    }
+    parts["tools"] = f"{tools}; {needs}"
+    parts["writes"] = f"{config.output_dir}; the progress bar says how long it will take"
     if config.model != "tiny" and config.data == "world":
         parts["next"] = "--data gsm8k, --data hotpotqa --search corpus.jsonl, or --preset deep-search"
     return "\n".join(f"{name:10s}{text}" for name, text in parts.items() if text)
@@ -217,9 +224,10 @@ def describe(config: TrainConfig) -> str:
 
 def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     lent = Lent()
-    counts = {"train": None, "dev": config.eval_questions, "test": config.test_questions}
-    train, dev, test = (load_task(config, split, count, sandbox, lent) for split, count in counts.items())
+    train, dev, test = load_tasks(config, sandbox, lent)
     checkpoint = runs.begin(config)
+    if checkpoint and checkpoint.get("data", config.data) != config.data:
+        checkpoint |= {"best": -1.0, "best_step": 0}  # its accuracy on other questions says nothing about these
     torch.manual_seed(config.seed)  # of a new adapter's weights
     policy = start_policy(config, sandbox)
     lent.read = policy.read
@@ -231,35 +239,55 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
         return
     seconds = time.perf_counter() - started
     with policy.frozen() as model:
-        rows = judge("SFT only", Policy(model, policy.tokenizer, max_rows=policy.max_rows), test, config)
+        start = Policy(model, policy.tokenizer, max_rows=policy.max_rows)
+        rows = judge("start", start, test, config)
+    last = judge(f"{config.algo}, last step", policy, test, config, samples=0)
     four, max_rows = getattr(policy.model, "is_loaded_in_4bit", False), policy.max_rows
     device, dtype, lent.read = str(policy.model.device), policy.model.dtype, None
-    del policy, model  # two models at once may be more than the memory holds
-    best = Policy.load(str(run.folder), None, four, device, dtype)
-    best.max_rows, lent.read = max_rows, best.read
-    table = report(rows | judge(config.algo, best, test, config), test, config, gain=True)
+    del policy, model, start  # two models at once may be more than the memory holds
+    if run.best_step:
+        best = Policy.load(str(run.folder), None, four, device, dtype)
+        best.max_rows, lent.read = max_rows, best.read
+        rows |= judge(config.algo, best, test, config)
+    table = report(rows | last, test, config, best_step=run.best_step)
     plots = run.finish(table)
     print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
     print("tokens: " + ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items()))
     print(f"tool calls in training\n{train.tools.report()}\n")
-    print(f"trained for {seconds:.0f} s; the best model by dev accuracy is in {run.folder}")
+    print(f"trained for {seconds:.0f} s; the best model by dev accuracy, of step {run.best_step}, is in {run.folder}")
     print("plots:", *plots)
+
+
+def load_tasks(config: TrainConfig, sandbox: PythonSandbox, lent: Lent) -> list[Task]:
+    """The tasks of train, dev and test, whose tools have been tried. Raises ValueError or OSError."""
+    counts = {"train": None, "dev": config.eval_questions, "test": config.test_questions}
+    return [load_task(config, split, count, sandbox, lent) for split, count in counts.items()]
 
 
 def start_policy(config: TrainConfig, sandbox: PythonSandbox) -> Policy:
     """The policy that RL starts from. A cold start is made once and kept in the run's folder."""
     start = Path(config.output_dir) / "sft"
     if config.cold_start and not start.exists():
-        policy = open_policy(config, config.lora_r)
-        loss = train_sft(policy, examples_of(policy.tokenizer, config, sandbox), config)
-        if not runs.write_whole(start, policy.save):
-            raise OSError(f"the cold start could not be written to {start}")
-        print(f"cold start: final loss {loss:.4f}; kept in {start}")
-        del policy
+        cold_start(config, sandbox, start)
+    PartialState().wait_for_everyone()
     policy = open_policy(replace(config, model=str(start)) if config.cold_start else config, config.lora_r)
     if config.gradient_checkpointing:  # in the update alone: `generate` runs in eval mode
         policy.model.activation_checkpointing_enable({"use_reentrant": False})
     return policy
+
+
+def cold_start(config: TrainConfig, sandbox: PythonSandbox, folder: Path) -> None:
+    """Every process learns the same, and the first one writes. Raises SystemExit where it was asked to stop."""
+    policy = open_policy(config, config.lora_r)
+    with StopRequest("keeping what was learned") as stop:
+        loss = train_sft(policy, examples_of(policy.tokenizer, config, sandbox), config, stop)
+    folder = folder.with_name("sft_stopped") if stop.asked else folder
+    if PartialState().is_main_process:
+        if not runs.write_whole(folder, policy.save):
+            raise OSError(f"the cold start could not be written to {folder}")
+        print(f"cold start: final loss {loss:.4f}; kept in {folder}")
+    if stop.asked:
+        raise SystemExit(f"stopped in the cold start; to go on from it: --model {folder}")
 
 
 def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
@@ -271,7 +299,8 @@ def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     else:
         policy = open_policy(config, config.lora_r)
     lent.read = policy.read
-    loss = train_sft(policy, examples_of(policy.tokenizer, config, sandbox), config)
+    with StopRequest("keeping what was learned") as stop:
+        loss = train_sft(policy, examples_of(policy.tokenizer, config, sandbox), config, stop)
     if anew:
         policy.model.half()  # the shipped weights; half the size, and the RL loop starts from exactly these
     policy.save(config.output_dir)
@@ -282,18 +311,15 @@ def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     print(f"final loss {loss:.4f}; saved to {config.output_dir}\n{table}")
 
 
-# ---------------------------------------------------------------------------------- cold start
-
-
 def examples_of(tokenizer, config: TrainConfig, sandbox: PythonSandbox) -> list[Example]:
     return load_demonstrations(tokenizer, config, lambda world: tools_of_world(config, sandbox, world))
 
 
-def train_sft(policy: Policy, examples: list[Example], config: TrainConfig) -> float:
-    """Maximum likelihood of the expert's own tokens; returns the mean loss of the last tenth."""
+def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop=None) -> float:
+    """Maximum likelihood of the expert's own tokens until asked to stop; returns the mean loss of the last tenth."""
     model, losses, steps = policy.model.train(), [], config.sft_steps
     adamw = torch.optim.AdamW(trainable(model), weight_decay=0.01, betas=(0.9, 0.98))
-    optimizer = Optimizer(model, adamw, max_grad_norm=1.0)
+    optimizer = Optimizer(model, adamw, max_grad_norm=1.0, shared=False)
     # A fixed denominator: with a mean over each batch, examples in batches of few long ones would count more.
     padded, own = sum(len(ids) for ids, _ in examples), sum(sum(mine) for _, mine in examples)
     usual = config.sft_batch_tokens * own / padded  # the policy's tokens in a batch
@@ -310,6 +336,8 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig) -> f
         optimizer.step()
         losses.append(loss.item())
         bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
+        if stop and stop.asked:
+            break
     model.eval()
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
@@ -325,38 +353,40 @@ def train_rl(
     Raises SystemExit, with a checkpoint written, where it was asked to stop.
     """
     optimizer, stream = Optimizer.of(policy.model, config), Stream(train.questions, config.seed)
-    totals, last, skipped, stop = Counter(), 0, 0, StopRequest()
+    totals, last, watch = Counter(), 0, Watch()
     if checkpoint:
         policy.restore(checkpoint["weights"])
         optimizer.wrapped.load_state_dict(checkpoint["optimizer"])
         last, stream.drawn, totals = checkpoint["step"], checkpoint["drawn"], Counter(checkpoint["totals"])
     else:
         before = dev_accuracy(policy, dev, config)
-        run.keep_if_best(policy.save, before)
+        run.keep_if_best(policy.save, before, 0)
         run.log({"step": 0, "dev_accuracy": before})
     steps = range(last + 1, config.max_steps + 1)
     bar = tqdm(steps, desc=config.algo, initial=last, total=config.max_steps, disable=not run.writes)
-    for step in bar:
-        row, drawn, config = take_step(step, policy, optimizer, stream, train.tools, config)
-        is_last = step == config.max_steps
-        if step % config.eval_steps == 0 or is_last:
-            row["dev_accuracy"] = dev_accuracy(policy, dev, config)  # on dev questions, greedy
-            run.keep_if_best(policy.save, row["dev_accuracy"])
-        if step % config.save_trees_steps == 0 or step == 1:
-            run.keep_tree(step, drawn())
-        run.log(row)
-        skipped = watch(row, skipped)
-        totals.update({name: row[name] for name in TOKEN_COUNTS})
-        stopping = any(gather([stop.asked]))
-        if step % config.save_steps == 0 or is_last or stopping:
-            state = {"step": step, "drawn": stream.drawn, "totals": dict(totals), "weights": policy.trainable()}
-            run.checkpoint(policy.save, state | {"optimizer": optimizer.wrapped.state_dict()})
-        if stopping:
-            raise SystemExit(f"stopped; to go on: python train.py --resume {run.folder}")
-        bar.set_postfix(
-            reward=f"{row['reward']:.2f}", acc=f"{row['accuracy']:.2f}", calls_q=f"{row['calls_per_question']:.1f}",
-            H=f"{row['entropy_after_tools']:.2f}", dev=f"{run.best:.2f}", tok_s=f"{row['tokens_per_second']:.0f}",
-        )  # fmt: skip
+    with StopRequest() as stop:
+        for step in bar:
+            row, drawn, config = take_step(step, policy, optimizer, stream, train.tools, config)
+            is_last = step == config.max_steps
+            if step % config.eval_steps == 0 or is_last:
+                row["dev_accuracy"] = dev_accuracy(policy, dev, config)  # on dev questions, greedy
+                run.keep_if_best(policy.save, row["dev_accuracy"], step)
+            if step % config.save_trees_steps == 0 or step == 1:
+                run.keep_tree(step, drawn())
+            run.log(row)
+            watch(row)
+            totals.update({name: row[name] for name in TOKEN_COUNTS})
+            stopping = any(everyones(stop.asked))
+            if step % config.save_steps == 0 or is_last or stopping:
+                state = {"step": step, "drawn": stream.drawn, "totals": dict(totals), "data": config.data}
+                learned = {"weights": policy.trainable(), "optimizer": optimizer.wrapped.state_dict()}
+                run.checkpoint(policy.save, state | learned)
+            if stopping:
+                raise SystemExit(f"stopped; to go on: python train.py --resume {run.folder}")
+            bar.set_postfix(
+                reward=f"{row['reward']:.2f}", acc=f"{row['accuracy']:.2f}", calls_q=f"{row['calls_per_question']:.1f}",
+                H=f"{row['entropy_after_tools']:.2f}", dev=f"{run.best:.2f}", tok_s=f"{row['tokens_per_second']:.0f}",
+            )  # fmt: skip
     return totals
 
 
@@ -373,7 +403,7 @@ def take_step(
     optimizer.set_rate(rate)
     updated, config = update_in_memory(policy, optimizer, [scored.tree for scored in kept], advantages, config)
     ended = time.perf_counter()
-    counts = sum(gather([policy.sampler.counts]), Counter())
+    counts, updated = sum(everyones(policy.sampler.counts), Counter()), merged(updated)
     row = {
         "step": step,  # from 1; 0 is before training
         **rollout_metrics(kept, discarded, config),
@@ -411,39 +441,37 @@ def collect(
     stream: Stream, policy: Policy, tools: Toolbox, config: TrainConfig, step: int
 ) -> tuple[list[Scored], list[Scored]]:
     """A step's trees, and those that dynamic sampling threw away because all their leaves were rewarded alike."""
-    kept, discarded = grow_and_score(stream.take(config.questions_per_step), policy, tools, config, step), []
+    seen = Counter()  # draws of each question in this step: each has a name, and so a tree, of its own
+
+    def grow(count: int) -> list[Scored]:
+        questions = stream.take(count)
+        names = []
+        for question in questions:
+            names.append(f"{question.id}#{seen[question.id]}" if seen[question.id] else question.id)
+            seen[question.id] += 1
+        keys = [f"{config.seed}/{step}/{name}" for name in names]
+        return dealt_back(grow_and_score(my_share(questions), my_share(keys), policy, tools, config))
+
+    kept, discarded = grow(config.questions_per_step), []
     for _ in range(config.max_resamples if config.dynamic_sampling else 0):
         dull = [scored for scored in kept if not scored.teaches()]
         discarded += dull
-        kept = [scored for scored in kept if scored.teaches()]
-        kept += grow_and_score(stream.take(len(dull)), policy, tools, config, step)
+        kept = [scored for scored in kept if scored.teaches()] + grow(len(dull))
     return kept, discarded
 
 
-def grow_and_score(questions: list[Question], policy, tools, config: TrainConfig, step: int) -> list[Scored]:
-    """Scored trees in the order of the questions. Each process grows its share of them, and all get all."""
-    own = questions[PartialState().process_index :: PartialState().num_processes]
-    prompts = [encode_prompt(policy.tokenizer, question.question) for question in own]
-    keys = [f"{config.seed}/{step}/{question.id}" for question in own]
+def grow_and_score(questions: list[Question], keys: list[str], policy, tools, config: TrainConfig) -> list[Scored]:
+    """A scored tree for each question."""
+    prompts = [encode_prompt(policy.tokenizer, question.question) for question in questions]
     grown = []
-    for question, tree in zip(own, policy.grow(prompts, keys, tools, config)):
+    for question, tree in zip(questions, policy.grow(prompts, keys, tools, config)):
         scores = score_leaves(tree, question, policy.tokenizer, config.reward_bonus)
         rewards = [score.reward for score in scores]
         if config.overlong_buffer:
             limits = config.max_completion_length, config.overlong_buffer
             rewards = [reward + overlong_penalty(score.tokens, *limits) for reward, score in zip(rewards, scores)]
         grown.append(Scored(question, tree, scores, torch.tensor(rewards)))
-    return in_turn(gather([grown]))
-
-
-def gather(values: list) -> list:
-    """The lists of all processes, one behind the other."""
-    return gather_object(values) if PartialState().num_processes > 1 else values
-
-
-def in_turn(shares: list[list]) -> list:
-    """What was dealt out by turns, together again: [[a, c], [b]] is [a, b, c]."""
-    return [share[i] for i in range(len(shares[0])) for share in shares if i < len(share)]
+    return grown
 
 
 def update_in_memory(
@@ -463,36 +491,8 @@ def update_in_memory(
 
 
 def dev_accuracy(policy: Policy, dev: Task, config: TrainConfig) -> float:
-    own = dev.questions[PartialState().process_index :: PartialState().num_processes]
-    own_scores = evaluate(policy, replace(dev, questions=own), config, samples=1, temperature=0)
-    return mean_accuracy(in_turn(gather([own_scores])))
-
-
-def watch(row: dict[str, float], skipped: int) -> int:
-    """Warns of sampling that has collapsed and ends a run that diverges; returns the skipped steps in a row."""
-    if row["identical"] > 0.9:
-        tqdm.write(f"step {row['step']}: {row['identical']:.0%} of the rollouts repeat another: sampling has collapsed")
-    skipped = skipped + 1 if row["skipped"] else 0
-    if skipped == 3:
-        told = "the gradient was not finite in 3 steps in a row; lower --learning_rate"
-        raise SystemExit(f"step {row['step']}: {told}")
-    return skipped
-
-
-class StopRequest:
-    """Ctrl-C, or a scheduler's TERM: once, and the run stops after this step; twice, at once."""
-
-    def __init__(self):
-        self.asked = False
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.ask)
-
-    def ask(self, number, frame) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        tqdm.write("stopping after this step, with a checkpoint; once more to stop at once")
+    own = replace(dev, questions=my_share(dev.questions))
+    return mean_accuracy(dealt_back(evaluate(policy, own, config, samples=1, temperature=0)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ its run decides the defaults of other settings. Left out: what is done with a mo
 """
 
 import copy
+import difflib
 import gc
 import importlib.util
 import json
@@ -74,13 +75,21 @@ def model_defaults(model: str) -> dict:
 
 
 def resolve_model(name: str) -> str:
-    """The folder or hub id behind a short name."""
+    """The folder or hub id behind a short name. Raises ValueError for a path that leads nowhere."""
     if name == "tiny":
         return str(TINY)
-    if name.endswith(".gguf") and Path(name).is_file():
-        return str(unpack_gguf(Path(name)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(unpack_gguf(path))
+    if path.is_dir():
+        return str(path.resolve())  # an adapter's folder remembers it, and may be read from elsewhere
+    like_a_path = name.startswith((".", "/", "~", "runs/", "data/")) or name.count("/") > 1
+    if path.is_file() or like_a_path:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], 1)
+        meant = f" (perhaps {path.parent / near[0]}?)" if near else ""
+        raise ValueError(f"--model {name}: expected a folder with a model, a .gguf file or a hub id, found none{meant}")
     owner = next((owner for start, owner in ALIASES.items() if name.startswith(start)), "")
-    return name if "/" in name or Path(name).is_dir() else owner + name
+    return name if "/" in name else owner + name
 
 
 def unpack_gguf(file: Path) -> Path:
@@ -105,7 +114,10 @@ def base_of(name: str) -> str:
     """The model that an adapter belongs to; any other model is its own."""
     if not is_adapter(name):
         return name
-    return json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise ValueError(f"expected the base model of the adapter in {name} at {base}, found no folder there")
+    return base
 
 
 def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, dtype: torch.dtype) -> tuple:
@@ -203,9 +215,12 @@ def say(model, tokenizer, prompt: str, max_tokens: int) -> str:
 
 def cannot_load(name: str, error: Exception) -> ValueError:
     """What to tell a user whose model could not be loaded."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if Path(name).is_dir():
+        return ValueError(f"cannot load the model in {name}: {reason}")
     return ValueError(
         f"cannot load the model {name!r}: expected 'tiny', a folder, a .gguf file or a hub id; looked for "
-        f"a folder, in {HF_HUB_CACHE} and at {ENDPOINT} ({str(error).strip().splitlines()[0]})\n"
+        f"a folder, in {HF_HUB_CACHE} and at {ENDPOINT} ({reason})\n"
         f"without a network: hf download {name} --local-dir FOLDER where there is one, then --model FOLDER"
     )
 

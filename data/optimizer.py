@@ -27,8 +27,11 @@ class OptimizerConfig(Settings):
 class Optimizer:
     """An optimizer around the trainable weights of a model."""
 
-    def __init__(self, model, wrapped: torch.optim.Optimizer, max_grad_norm: float):
+    def __init__(self, model, wrapped: torch.optim.Optimizer, max_grad_norm: float, shared: bool = True):
         self.wrapped, self.max_grad_norm, self.weights = wrapped, max_grad_norm, trainable(model)
+        self.shared = shared and PartialState().num_processes > 1  # each process has a part of the loss
+        named = (name for name, weight in model.named_parameters() if weight.requires_grad)
+        self.layers = [name.split(".lora_")[0] for name in named]  # of each weight: the two of an adapter are one layer
         self.scale = 4096.0 if model.dtype == torch.float16 else 1.0  # small gradients vanish in fp16
 
     @classmethod
@@ -52,8 +55,9 @@ class Optimizer:
         """Applies what `backward` has summed up, and forgets it."""
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.div_(self.scale)
-            if PartialState().num_processes > 1:  # the denominator of the loss is the whole batch's: shares add up
+            if self.shared:  # the denominator of the loss is the whole batch's, so shares add up
                 distributed.all_reduce(weight.grad)
+        reached = {layer for layer, weight in zip(self.layers, self.weights) if weight.grad.any()}
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
@@ -62,6 +66,7 @@ class Optimizer:
         return {
             "grad_norm": float(norm) if finite else 0.0,  # before clipping; of a step with minibatches, their mean
             "skipped": int(not finite),  # optimizer steps left out because the gradient was not finite
+            "without_gradient": len(set(self.layers) - reached),  # trained layers that the loss does not depend on
         }
 
 

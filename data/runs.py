@@ -11,16 +11,19 @@ and beside them the best model in Hugging Face form, so that a run's folder is i
 half written under its name. Left out: how a tree is drawn (`eval.py`), what the numbers mean (`train.py`).
 """
 
+import errno
 import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from pickle import UnpicklingError
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +51,7 @@ class Run:
     def __init__(self, config: RunConfig, size: str, checkpoint: dict | None = None):
         self.folder, self.keep = Path(config.output_dir), config.save_total_limit
         self.best: float = checkpoint["best"] if checkpoint else -1.0  # dev accuracy of the best model
+        self.best_step: int = checkpoint.get("best_step", 0) if checkpoint else 0
         self.writes = PartialState().is_main_process
         if self.writes:
             (self.folder / "trees").mkdir(parents=True, exist_ok=True)
@@ -68,18 +72,29 @@ class Run:
         if self.writes:
             (self.folder / "trees" / f"step_{step:04d}.txt").write_text(text, encoding="utf-8")
 
-    def keep_if_best(self, save: Callable[[Path], None], accuracy: float) -> None:
-        if self.writes and accuracy > self.best and write_whole(self.folder / "best", save):
-            for file in (self.folder / "best").iterdir():
-                file.replace(self.folder / file.name)
-            (self.folder / "best").rmdir()
-            self.best = accuracy
+    def keep_if_best(self, save: Callable[[Path], None], accuracy: float, step: int) -> None:
+        """The best model by dev accuracy stands in the run's folder itself; without that of step 0 a run is refused."""
+        if accuracy <= self.best:
+            return
+        if self.writes:
+            if write_whole(self.folder / "best", save):
+                for part in (self.folder / "best").iterdir():
+                    place = self.folder / part.name
+                    if place.is_dir():
+                        shutil.rmtree(place)
+                    part.replace(place)
+                (self.folder / "best").rmdir()
+            elif step == 0:
+                raise OSError(f"the model could not be written to {self.folder}")
+            else:
+                return
+        self.best, self.best_step = accuracy, step
 
     def checkpoint(self, save: Callable[[Path], None], state: dict) -> None:
         """Everything that a resumed run needs: the model and `state`. Older ones go once this one is complete."""
         if not self.writes:
             return
-        state = state | {"best": self.best, "metrics_bytes": self.metrics.tell()}
+        state = state | {"best": self.best, "best_step": self.best_step, "metrics_bytes": self.metrics.tell()}
 
         def write(folder: Path) -> None:
             save(folder)
@@ -110,13 +125,22 @@ def open_logger(config: RunConfig) -> Callable[[dict], Any]:
 def write_about(folder: Path, config: Settings, size: str) -> None:
     versions = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
     about = {"size": size, "settings": asdict(config), "versions": versions | {"python": platform.python_version()}}
-    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    whole = folder / "run.json.new"
+    whole.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    whole.replace(folder / "run.json")
 
 
 def read_about(folder: str | Path) -> dict[str, Any] | None:
     """A run's settings, size and versions; None where the folder holds no run."""
     file = Path(folder) / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        about = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if about is None or isinstance(about["settings"], dict):
+            return about
+        found = "other settings"
+    except (ValueError, LookupError, TypeError) as error:
+        found = str(error)
+    raise ValueError(f"{file}: expected the settings of a run as JSON, found {found}")
 
 
 def find_checkpoint(resume: str, output_dir: str) -> Path | None:
@@ -131,15 +155,14 @@ def find_checkpoint(resume: str, output_dir: str) -> Path | None:
 def begin(config: RunConfig) -> dict[str, Any] | None:
     """The state of the checkpoint that the run goes on from, if it does, and its folder made ready if not.
 
-    Starting anew over another run would lose it, and is refused with ValueError.
+    Starting anew over another run would lose it, and is refused with ValueError, as is a second run in one folder.
     """
     folder = Path(config.output_dir)
+    rehearse(config)
+    if PartialState().is_main_process:
+        lock(folder)
     if config.resume not in ("", "auto"):
-        return torch.load(Path(config.resume) / "state.pt", map_location="cpu", weights_only=True)
-    finished, others = (folder / "table.txt").exists(), "--overwrite replaces it, --output_dir starts elsewhere"
-    if not config.overwrite and (finished or list(folder.glob("checkpoints/step_*"))):
-        found = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
-        raise ValueError(f"{folder} holds {found}{others}")
+        return read_checkpoint(Path(config.resume))
     if config.overwrite and PartialState().is_main_process:
         (folder / "table.txt").unlink(missing_ok=True)
         for old in ("checkpoints", "trees", "plots", "sft"):
@@ -147,25 +170,79 @@ def begin(config: RunConfig) -> dict[str, Any] | None:
     return None
 
 
+def rehearse(config: RunConfig) -> None:
+    """Raises ValueError or ImportError for what would stop a run before its first step or at its first line."""
+    folder, resumes = Path(config.output_dir), config.resume not in ("", "auto")
+    if config.report_to != "none":
+        import_module("torch.utils.tensorboard" if config.report_to == "tensorboard" else config.report_to)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder}: expected a folder, found a file")
+    finished, others = (folder / "table.txt").exists(), "--overwrite replaces it, --output_dir starts elsewhere"
+    if not (config.overwrite or resumes) and (finished or list(folder.glob("checkpoints/step_*"))):
+        found = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
+        raise ValueError(f"{folder} holds {found}{others}")
+
+
+LOCKS: dict[Path, IO] = {}  # open files whose locks end with this process, however it ends
+
+
+def lock(folder: Path) -> None:
+    """Makes this process the only one that writes to a run's folder; ValueError if another one does."""
+    import fcntl  # here, since Windows, where nothing can be trained, lacks it
+
+    place = folder.resolve()
+    file = LOCKS.get(place) or (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"expected {folder} for this run alone, found another run that writes to it") from None
+    LOCKS[place] = file
+
+
+def read_checkpoint(newest: Path) -> dict[str, Any]:
+    """The state of a checkpoint, or of the newest older one that can be read. Raises ValueError if there is none."""
+    for checkpoint in sorted(newest.parent.glob("step_*"), reverse=True):
+        if checkpoint.name <= newest.name:
+            try:
+                return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                print(f"{checkpoint} cannot be read ({reason:.100}): an older one is tried", file=sys.stderr)
+    raise ValueError(f"expected a checkpoint in {newest.parent}, found none that can be read")
+
+
 def write_whole(folder: Path, write: Callable[[Path], None]) -> bool:
     """Calls write(folder) so that under its name there is never a part of it. False, with a line, if the disk is full.
 
-    It gets its name at the very end, so a run that is killed at any point loses nothing that was complete.
+    It gets its name at the very end, so a run that is killed at any point loses nothing that was complete. Whatever
+    else goes wrong is an OSError.
     """
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         write(partial)
-        for file in partial.rglob("*"):
+        for file in (path for path in partial.rglob("*") if path.is_file()):
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        return True
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
+        reason, full = str(error).splitlines()[0], disk_is_full(error, folder)
         shutil.rmtree(partial, ignore_errors=True)
-        tqdm.write(f"could not write {folder} ({str(error).splitlines()[0]}); what was saved before is untouched")
+        if not full:
+            raise OSError(f"could not write {folder} ({reason})") from None
+        tqdm.write(f"could not write {folder} ({reason}); what was saved before is untouched")
         return False
-    partial.rename(folder)
-    return True
+
+
+def disk_is_full(error: Exception, folder: Path) -> bool:
+    """Torch's own message says nothing of the cause, so the disk is asked as well."""
+    there = next(place for place in folder.absolute().parents if place.exists())
+    told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return told or shutil.disk_usage(there).free < 2**20
 
 
 PANELS = {

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a module imports only what stands before it. `train` is the roof, and `eval` right below.
 TOWER = (
     "data sandbox data.settings data.format data.world data.grading data.benchmarks data.conversations data.corpus "
-    "data.web data.tiny data.runs data.models data.optimizer data.demonstrations tools rollout advantage arpo eval "
-    "train"
+    "data.web data.tiny data.runs data.models data.processes data.optimizer data.alarms data.demonstrations "
+    "tools rollout advantage arpo eval train"
 ).split()
 FILES = {name: ROOT / f"{name.replace('.', '/')}.py" for name in TOWER} | {"data": ROOT / "data/__init__.py"}
 CORE = "rollout", "advantage", "arpo"
@@ -77,7 +77,7 @@ def test_tags_are_spelled_in_one_file():
         for name, file in FILES.items()
         if name != "data.format"
         for number, line in enumerate(file.read_text().splitlines(), 1)
-        if TAG.search(line)
+        if TAG.search(line) and not line.startswith("SOURCE_NAME = ")  # how code is called in its own tracebacks
     ]
     assert found == []
 

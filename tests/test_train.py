@@ -46,7 +46,7 @@ def run():
             for module in (train, eval):
                 patch.setattr(module, "make_sandbox", lambda config: sandbox)
             if not table:  # the evaluation and the plots at a run's end take longer than a step
-                patch.setattr(train, "judge", lambda name, policy, test, config: {name: []})
+                patch.setattr(train, "judge", lambda name, policy, test, config, **_: {name: []})
                 patch.setattr(train, "report", lambda rows, *_, **__: " ".join(rows))
                 patch.setattr(runs, "plot_run", lambda folder: [])
             main()
@@ -229,10 +229,11 @@ def test_a_full_disk_costs_no_best_model(tmp_path):
 
         return write
 
-    for name, accuracy in (("first", 0.25), ("worse", 0.2), ("as good", 0.25), ("too big", 0.5)):
-        run.keep_if_best(save(name), accuracy)
+    for step, (name, accuracy) in enumerate((("first", 0.25), ("worse", 0.2), ("as good", 0.25), ("too big", 0.5))):
+        run.keep_if_best(save(name), accuracy, step)
+        assert run.best_step == 0
     assert models == ["first", "too big"] and (tmp_path / "model").read_text() == "first" and run.best == 0.25
-    run.keep_if_best(save("better"), 0.4)
+    run.keep_if_best(save("better"), 0.4, 9)
     assert (tmp_path / "model").read_text() == "better" and not (tmp_path / "best").exists()
 
 
@@ -291,7 +292,7 @@ def test_counts_of_a_real_run(two_runs):
 
 def test_a_runs_folder_and_table(run, two_runs):
     folder, out = two_runs[0][1], two_runs[1]
-    for text in ("SFT only, greedy", "arpo, greedy", "expert (ceiling)", "gain over SFT", "6 held-out", "prefilled"):
+    for text in ("start, greedy", "arpo, last step, greedy", "expert (ceiling)", "6 held-out", "prefilled"):
         assert text in out
     plots = {path.name for path in (folder / "plots").iterdir()}
     assert plots == {"reward.png", "tool_calls.png", "entropy.png", "branching.png"}
@@ -339,7 +340,7 @@ def test_every_method_runs_a_step(run, tmp_path, algo):
         table=False,
     )
     _, row = metrics_of(tmp_path)
-    assert row["grad_norm"] >= 0 and f"SFT only {algo}" in out
+    assert row["grad_norm"] >= 0 and "start" in out and f"{algo}, last step" in out
     flat = train.METHODS[algo].get("num_initial") == 0
     settings = json.loads((tmp_path / "run.json").read_text())["settings"]
     assert settings["num_initial"] == (0 if flat else 4) and (row["forks"] == row["top_ups"] == 0 or not flat)

@@ -159,7 +159,8 @@ def serve(way: Way, config) -> None:
         questions = questions_of(step, config, task.questions)
         grown = []
         for some in [[q] for q in questions] if way.alone else [questions]:
-            grown += grow_and_score(some, policy, tools, config, step)
+            keys = [f"{config.seed}/{step}/{q.id}" for q in some]
+            grown += grow_and_score(some, keys, policy, tools, config)
         rollout_time = channel.lap()["seconds"]
         trees = [g.tree for g in grown]
         advantages = ADVANTAGES[config.advantage](torch.stack([g.rewards for g in grown]))

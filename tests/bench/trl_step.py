@@ -74,7 +74,8 @@ def serve_ours(config) -> None:
         counts.clear()
         task.tools.counts.clear()
         questions = questions_of(step, config, task.questions)
-        grown = grow_and_score(questions, policy, task.tools, config, step)
+        keys = [f"{config.seed}/{step}/{question.id}" for question in questions]
+        grown = grow_and_score(questions, keys, policy, task.tools, config)
         rollout_time = channel.lap()
         advantages = ADVANTAGES[config.advantage](torch.stack([scored.rewards for scored in grown]))
         sums = update(policy.model, optimizer, [scored.tree for scored in grown], advantages, config)
