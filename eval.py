@@ -8,6 +8,7 @@ An answer is judged by the same code that rewards it in training, on trajectorie
 never contains the multi-tool bonus. Left out: judging by another language model.
 """
 
+import re
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -21,11 +22,10 @@ import transformers
 
 from advantage import ADVANTAGES
 from arpo import Policy, pack, token_logprobs
-from data import WORLD_SEEDS, Question
+from data import WORLD_SEEDS, Question, models
 from data.benchmarks import load_questions
 from data.format import ToolCall, encode_prompt, read_answer
 from data.grading import accuracy, hierarchical_reward
-from data.models import MemoryPlan, ModelConfig, is_adapter, model_defaults, pick_device, pick_dtype, plan_memory
 from data.settings import Natural, NonNegative, Positive, complain, first_look, parse
 from data.world import World
 from rollout import PROMPT, Node, RolloutConfig, Tree
@@ -33,15 +33,15 @@ from tools import Lent, Task, ToolConfig, load_task, make_sandbox
 
 
 @dataclass(frozen=True)
-class JudgeConfig(ModelConfig, ToolConfig, RolloutConfig):
+class JudgeConfig(models.ModelConfig, ToolConfig, RolloutConfig):
     """What every command has that judges a policy."""
 
     reward_bonus: NonNegative = 0.1  # r_M, for a right answer that used search and Python
 
-    def memory(self, lora_r: int | None) -> MemoryPlan | None:
+    def memory(self, lora_r: int | None) -> models.MemoryPlan | None:
         """The plan for the trees of these settings, where the model's configuration can be had."""
         with suppress(OSError, ValueError):
-            return plan_memory(self, self.max_completion_length, self.num_generations, lora_r)
+            return models.plan_memory(self, self.max_completion_length, self.num_generations, lora_r)
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ def read_flags(argv: list[str]) -> EvalConfig:
     """Flags over what follows the model; the shape of a tree follows --num_generations."""
     few = first_look(EvalConfig, argv, ("model", "num_generations"))
     shape = {"num_generations": 1, "num_initial": (few["num_generations"] + 1) // 2}
-    return parse(EvalConfig, argv, "eval.py", __doc__, model_defaults(few["model"]) | shape)
+    return parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(few["model"]) | shape)
 
 
 def benchmark(config: EvalConfig) -> None:
@@ -435,6 +435,9 @@ def benchmark(config: EvalConfig) -> None:
 def ask(config: EvalConfig) -> None:
     """Grows one tree for a question. With one leaf it is the likeliest answer, shown step by step; else it is drawn."""
     question, split = find_question(config.ask, config.seed)
+    if models.size_of(config.model) == "tiny" and (odd := strange_words(question.question)):
+        told = f"the built-in model has never seen {', '.join(odd)}: it knows questions about its own world alone"
+        print(f"{told} (python eval.py --ask shows one)", file=sys.stderr)
     if config.answer:
         question = replace(question, answers=(config.answer,))
     lent = Lent()
@@ -472,11 +475,19 @@ def find_question(text: str, seed: int) -> tuple[Question, str]:
     return Question("asked", text, ()), "test"
 
 
+def strange_words(text: str) -> list[str]:
+    """The words of a question that stand in none of the world's."""
+    words = lambda text: re.findall(r"[^\W\d_]+", text)
+    known = {word for split in WORLD_SEEDS for q in load_questions("world", split) for word in words(q.question)}
+    return [word for word in words(text) if word not in known]
+
+
 def merge(config: EvalConfig) -> None:
     """Writes a run's adapter and its base model as one model that `AutoModelForCausalLM` loads."""
-    if not is_adapter(config.model):
+    if not models.is_adapter(config.model):
         raise ValueError(f"--merge: {config.model} holds no adapter (adapter_config.json)")
-    policy = Policy.load(config.model, dtype=pick_dtype(pick_device()))  # not in 4-bit, which rounds what is merged
+    dtype = models.pick_dtype(models.pick_device())  # not 4-bit, which would round what is merged
+    policy = Policy.load(config.model, dtype=dtype)
     policy.adapter.merge_and_unload().save_pretrained(config.merge)
     policy.tokenizer.save_pretrained(config.merge)
     print(f"merged weights in {config.merge}")

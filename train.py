@@ -193,9 +193,8 @@ def describe(config: TrainConfig) -> str:
     learned = f"{examples} demonstrations from {config.sft_worlds} worlds"
     if config.sft_data != "world":
         learned = f"at most {examples} conversations of {config.sft_data}"
-    where, needs = config.place_of_search, "nothing that needs a network or a key"
-    if where in WebSearch.URLS:
-        needs = "the live web, which needs your key"
+    where = config.place_of_search
+    needs = "the live web, which needs your key" if where in WebSearch.URLS else "nothing that needs a network or a key"
     tools = "python" if where == "none" else f"python, search{' and browse' * config.browse} in {where}"
     parts = {
         "model": f"{model}, {held}",
@@ -214,7 +213,9 @@ def describe(config: TrainConfig) -> str:
         }
     parts["tools"] = f"{tools}; {needs}"
     parts["writes"] = f"{config.output_dir}; the progress bar says how long it will take"
-    if config.model != "tiny" and config.data == "world":
+    if models.size_of(config.model) == "tiny" and config.data != "world":
+        parts["note"] = "the built-in model knows the words of its own world alone: it will learn nothing elsewhere"
+    elif models.size_of(config.model) != "tiny" and config.data == "world":
         parts["next"] = "--data gsm8k, --data hotpotqa --search corpus.jsonl, or --preset deep-search"
     return "\n".join(f"{name:10s}{text}" for name, text in parts.items() if text)
 
