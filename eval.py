@@ -24,12 +24,13 @@ from advantage import ADVANTAGES
 from arpo import Policy, pack, token_logprobs
 from data import WORLD_SEEDS, Question, models
 from data.benchmarks import load_questions
-from data.format import ToolCall, encode_prompt, read_answer
+from data.format import ToolCall, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
-from data.settings import Natural, NonNegative, Positive, complain, first_look, parse
+from data.settings import Natural, NonNegative, Positive, first_look, one_line_errors, parse
+from data.web import OutOfBudget
 from data.world import World
 from rollout import PROMPT, Node, RolloutConfig, Tree
-from tools import Lent, Task, ToolConfig, load_task, make_sandbox
+from tools import Lent, Task, ToolConfig, ToolsFail, load_task, make_sandbox
 
 
 @dataclass(frozen=True)
@@ -404,12 +405,10 @@ def _clip(text: str, width: int) -> str:
 
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with one_line_errors("eval.py", ToolsFail, OutOfBudget):
         config = read_flags(sys.argv[1:])
         command = merge if config.merge else benchmark if config.ask is None else ask
         command(config)
-    except (ValueError, OSError) as error:
-        complain("eval.py", error)
 
 
 def read_flags(argv: list[str]) -> EvalConfig:
@@ -451,14 +450,15 @@ def ask(config: EvalConfig) -> None:
     known = ", ".join(question.answers)
     if config.num_generations == 1:
         for node in tree.nodes:
-            print(tokenizer.decode(node.ids))
+            print(printable(tokenizer.decode(node.ids)))
             if node.observation:
-                print(f"    {tokenizer.decode(node.observation)}")
+                print(f"    {printable(tokenizer.decode(node.observation))}")
         told = f" (accepted: {known})" if known else ""
-        print(f"answer: {scores[0].answer if scores[0].answer is not None else 'none, the format is wrong'}{told}")
+        answer = scores[0].answer if scores[0].answer is not None else "none, the format is wrong"
+        print(f"answer: {printable(answer)}{told}")
         return
     rewards = torch.tensor([score.reward for score in scores])
-    print(draw_tree(tree, tokenizer, rewards, ADVANTAGES["group"](rewards[None])[0], config.width))
+    print(printable(draw_tree(tree, tokenizer, rewards, ADVANTAGES["group"](rewards[None])[0], config.width)))
     print(f"\naccepted answer: {known or 'unknown (rewards show the format alone)'}")
     print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
 

@@ -28,9 +28,9 @@ from typing import Annotated, Literal
 from data import Question
 from data.benchmarks import load_questions, sources_of
 from data.corpus import Corpus, index_corpus, no_page, terms
-from data.format import Tool, ToolCall, ToolResult, TrajectoryConfig, parse_call, parse_limits, tagged
-from data.settings import Limits, Positive, Settings
-from data.web import Cache, Reader, Web, WebError, WebSearch, ask_endpoint, normal_query, reading_sandbox
+from data.format import Tool, ToolCall, ToolResult, TrajectoryConfig, parse_call, parse_limits, printable, tagged
+from data.settings import Limits, Natural, Positive, Settings
+from data.web import Cache, OutOfBudget, Reader, Web, WebError, WebSearch, ask_endpoint, normal_query, reading_sandbox
 from data.world import World
 from sandbox import PythonSandbox
 
@@ -39,7 +39,8 @@ LIMIT_TEXT = "No tool calls are left. This call was not run. Give your answer no
 
 @dataclass(frozen=True)
 class ToolConfig(Settings):
-    data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .json, .jsonl or .parquet file
+    data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .jsonl, .json, .csv or .parquet file
+    metric: Literal["", "em", "f1", "math"] = ""  # how answers are compared; default by the set, or the look of a file
     search: str = ""  # where search looks: "world", a corpus (.jsonl or its .db), "serper", "brave" or "none"
     browse: bool = True  # offer the browser beside search; without it, snippets alone
     top_k: Positive = 3  # passages that a search shows
@@ -49,6 +50,7 @@ class ToolConfig(Settings):
     reader_model: str = ""  # the model at that URL (OpenAI-compatible)
     web_cache: str = ""  # file that keeps the live web's answers; with it a run can be repeated offline
     cache_mode: Literal["online", "offline", "refresh"] = "online"  # of web_cache
+    max_paid_calls: Natural = 0  # to search services and readers, counted in web_cache; 0 is no limit
     python_seconds: Annotated[float, Limits(1)] = 5.0  # of CPU that a program may take
     allow_unsafe_python: bool = False  # run model-written code even where it cannot be confined
 
@@ -88,7 +90,7 @@ class Surroundings:
 
     @cached_property
     def cache(self) -> Cache:
-        return Cache(self.config.web_cache or ":memory:", self.config.cache_mode)
+        return Cache(self.config.web_cache or ":memory:", self.config.cache_mode, self.config.max_paid_calls)
 
 
 # ---------------------------------------------------------------------------------- the tools
@@ -204,7 +206,7 @@ def make_reader(around: Surroundings) -> Reader | None:
         return None
     if config.reader == "base":
         return Reader("base", lambda prompt: around.lent.read(prompt), around.cache)
-    ask = partial(ask_endpoint, config.reader, config.reader_model)
+    ask = lambda prompt: around.cache.pay() or ask_endpoint(config.reader, config.reader_model, prompt)
     try:
         if config.cache_mode != "offline":
             ask("Say yes.")
@@ -216,6 +218,10 @@ def make_reader(around: Surroundings) -> Reader | None:
 # ---------------------------------------------------------------------------------- running them
 
 
+class ToolsFail(RuntimeError):
+    """A tool fails so often that what the policy would learn from it is noise."""
+
+
 class Toolbox:
     """Runs calls side by side, counts them, and watches for tools that fail.
 
@@ -224,7 +230,7 @@ class Toolbox:
     knew the answer.
 
     Faults teach the policy noise: 20 in a tool's last 100 calls print a warning, more than `max_faults` raise
-    RuntimeError. What the call itself brought about is no fault: a wrong or endless program, a page that is not there.
+    `ToolsFail`. What the call itself brought about is no fault: a wrong or endless program, a page that is not there.
     """
 
     def __init__(self, tools: dict[str, Callable[[str], ToolResult]], threads: int = 8, max_faults: int = 50):
@@ -244,7 +250,7 @@ class Toolbox:
         for name, tool in self.tools.items():
             result = self._try(getattr(tool, "check", partial(tool, tool.probe)))
             if result.fault or (tool.expected and result.text != tool.expected):
-                broken.append(f"{name} ({result.text})")
+                broken.append(f"{name} ({printable(result.text)})")
         if broken:
             raise OSError("tools that do not work: " + "; ".join(broken))
 
@@ -276,6 +282,8 @@ class Toolbox:
             return run()
         except WebError as error:
             return error.result
+        except OutOfBudget:
+            raise
         except Exception as error:  # a failing tool is something the model sees, not the end of a run
             return ToolResult(f"Error: the tool failed ({type(error).__name__}).", "error", fault=True)
 
@@ -283,9 +291,11 @@ class Toolbox:
         recent = self._recent[tool]
         recent.append(result.fault)
         faults = sum(recent)
-        told = f"the tool {tool} failed in {faults} of its last {len(recent)} calls, last with: {result.text}"
+        told = (
+            f"the tool {tool} failed in {faults} of its last {len(recent)} calls, last with: {printable(result.text)}"
+        )
         if result.fault and faults > self.max_faults:
-            raise RuntimeError(told)
+            raise ToolsFail(told)
         if result.fault and faults == 20:
             print(f"Warning: {told}", file=sys.stderr)
 
@@ -333,7 +343,7 @@ def load_task(
     config: ToolConfig, split: str, count: int | None, sandbox: PythonSandbox, lent: Lent | None = None
 ) -> Task:
     """A split's questions and tools, each of which has been tried; the world's splits have a corpus of their own."""
-    questions = load_questions(config.data, split, count)
+    questions = load_questions(config.data, split, count, config.metric)
     return Task(questions, load_tools(config, split, sandbox, lent))
 
 

@@ -34,13 +34,13 @@ from arpo import Policy, UpdateConfig, update
 from data import Question, models, runs
 from data.alarms import StopRequest, Watch
 from data.demonstrations import DemonstrationConfig, Example, batches, load_demonstrations, vocabulary_texts
-from data.format import encode_prompt
+from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
 from data.processes import dealt_back, everyones, merged, my_share
-from data.settings import Natural, Positive, complain, first_look, known, parse
+from data.settings import Natural, Positive, first_look, known, one_line_errors, parse
 from data.tiny import build_tokenizer, tiny_config
-from data.web import WebSearch
+from data.web import OutOfBudget, WebSearch
 from eval import (
     JudgeConfig,
     Scored,
@@ -56,7 +56,7 @@ from eval import (
 )
 from rollout import Tree
 from sandbox import PythonSandbox
-from tools import Lent, Task, Toolbox, load_task, make_sandbox, tools_of_world
+from tools import Lent, Task, Toolbox, ToolsFail, load_task, make_sandbox, tools_of_world
 
 # What each method changes in the settings; num_initial 0 starts all M leaves from the prompt, so that nothing forks.
 METHODS = {
@@ -112,7 +112,7 @@ class TrainConfig(JudgeConfig, UpdateConfig, OptimizerConfig, DemonstrationConfi
 
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with one_line_errors("train.py", ToolsFail, OutOfBudget):
         config = read_flags(sys.argv[1:])
         if config.dry_run:
             if config.stage == "rl":
@@ -127,10 +127,6 @@ def main() -> None:
             print(describe(config), flush=True)
         command = sft_command if config.stage == "sft" else rl_command
         command(config, make_sandbox(config))
-    except ImportError as error:
-        complain("train.py", ValueError(f"{error}: pip install {error.name}"))
-    except (ValueError, OSError) as error:
-        complain("train.py", error)
 
 
 # ---------------------------------------------------------------------------------- settings
@@ -419,7 +415,7 @@ def take_step(
         "tokens_per_second": (counts["decoded"] + updated["trained"]) / (ended - started),  # sampled and trained
     }
     first = kept[0]
-    draw = lambda: draw_tree(first.tree, policy.tokenizer, first.rewards, advantages[0])
+    draw = lambda: printable(draw_tree(first.tree, policy.tokenizer, first.rewards, advantages[0]))
     return row, lambda: f"gold: {first.question.answers}\n{draw()}\n", config
 
 

@@ -1,24 +1,31 @@
 """Questions by name: the built-in world, public sets, your own files, mixtures; how a row becomes a `Question`.
 
-Rows come from the Hugging Face hub (needs `datasets`), from parquet files (needs `pyarrow`) or from JSON
-and JSONL files; `conversations.py` reads rows through the same functions. HLE, SimpleQA, WebWalkerQA and
-xbench are officially judged by a language model; here they are compared with the gold answer, so the numbers
-are stricter than published ones. Left out: rows that come with an image or a file, since the policy only
-reads text; they are counted and reported.
+Rows come from the Hugging Face hub (needs `datasets`), from parquet files (needs `pyarrow`) or from JSON,
+JSONL and CSV files; `conversations.py` reads rows through the same functions. What is not used of them is counted
+and told: columns, rows that cannot be read, and rows that come with an image or a file, since the policy only reads
+text. HLE, SimpleQA, WebWalkerQA and xbench are officially judged by a language model; here they are compared with
+the gold answer, so the numbers are stricter than published ones.
 """
 
+import ast
 import base64
+import csv
+import difflib
+import io
 import itertools
 import json
+import math
+import os
 import re
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import WORLD_SEEDS, Question
-from data.grading import METRICS, unboxed
+from data.grading import METRICS, as_number, unboxed
 from data.world import World
 
 
@@ -61,74 +68,146 @@ ALIASES = {"webwalkerqa": "webwalker", "2wikimultihopqa": "2wiki", "xbenchdeepse
 ALIASES |= {re.sub(r"[^a-z0-9]", "", benchmark.hub.lower()): key for key, benchmark in BENCHMARKS.items()}
 DEV_ROWS = 500  # cut off the end of a training split, so that choosing a model does not see the test
 FILE_SPLITS = {"train": 0.8, "dev": 0.1, "test": 0.1}  # of a file's questions, in this order, when one trains on it
+BAD_ROWS = 0.1  # a larger share of rows that cannot be read is an error
 
-QUESTION_KEYS = ("question", "problem", "Question", "prompt")
-ANSWER_KEYS = ("answer", "Answer", "Final answer", "golden_answers")
+# Keys of a row, in any case; the first that says something is taken.
+QUESTION_KEYS = "question problem query prompt messages instruction input".split()
+ANSWER_KEYS = "answer final_answer golden_answers answers gold ground_truth expected_answer target output".split()
+LABEL_KEYS = "ability data_source source dataset subject type problem_type category domain".split()
+OTHER_KEYS = {*LABEL_KEYS, *"id idx index split style canary metric reward_model extra_info".split()}
+KNOWN_KEYS = {*QUESTION_KEYS, *ANSWER_KEYS, *OTHER_KEYS, "solution", "image", "images", "file_name"}
+MATHS = re.compile(r"(?i)math|algebra|geometry|calculus|number.theory|probability|gsm8k|\b(?:aime|amc)|olympiad|numina")
+FORMULA = re.compile(r"\\[a-zA-Z]{2,}|\w\^[\d{(]|\n#### ?[-\d]")
+STOPS = re.compile(r"[.,;:?'\"’“”](?!\d)")  # two questions that differ in these alone are one; signs of formulas stay
+MIXTURE = "expected one source, or name=weight,name=weight with weights above 0"
 
 
-def load_questions(data: str, split: str, count: int | None = None) -> list[Question]:
+def load_questions(data: str, split: str, count: int | None = None, metric: str = "") -> list[Question]:
     """Questions of one source, or of a mixture with weights: "gsm8k=0.3,world=0.7".
 
-    A source is the built-in "world", a benchmark, a hub set "owner/name", or a file (.json, .jsonl, .parquet). `split`
-    is train, dev or test, which share no question; or "all", to be judged on: the test split of a set, and the whole
-    of a file. A mixture holds of each source what its weight says, as many as there are without repeating any.
-    ValueError or OSError says in one line what is wrong.
+    A source is the built-in "world", a benchmark, a hub set "owner/name", or a file (one of READERS). `split` is
+    train, dev or test, which share no question where they are cut here; or "all", to be judged on: the test split of
+    a set, and the whole of a file. A mixture holds of each source what its weight says, as many as there are without
+    repeating any. `metric` is for every question; without it the row, the set or the look of the answers decides, and
+    which it is gets told. ValueError or OSError says in one line what is wrong.
     """
-    parts = [part.rpartition("=") for part in data.split(",")]
-    if len(parts) == 1 and not parts[0][1]:
-        return load(data, split, count)
-    if not all(name and re.fullmatch(r"\d*\.?\d+", weight) and float(weight) for name, _, weight in parts):
-        raise ValueError(f"--data {data}: expected one source, or name=weight,name=weight with weights above 0")
-    sources = [(load(name, split), float(weight)) for name, _, weight in parts]
+    if metric not in ("", *METRICS):
+        raise ValueError(f"expected a metric out of {', '.join(METRICS)}, found {metric!r}")
+    parts, sides = _parts(data), {}
+    if parts == [(data, "")]:
+        return load(data, split, count, metric)
+    if not all(name and re.fullmatch(r"\d*\.?\d+", weight) and float(weight) for name, weight in parts):
+        raise ValueError(f"--data {data}: {MIXTURE}")
+    sources = [(load(name, split, None, metric, sides), float(weight)) for name, weight in parts]
     unit = min(len(questions) / weight for questions, weight in sources)
     if count:
         unit = min(unit, count / sum(weight for _, weight in sources))
-    return [question for questions, weight in sources for question in questions[: round(unit * weight)]]
+    return _distinct([question for questions, weight in sources for question in questions[: round(unit * weight)]])
 
 
 def sources_of(data: str) -> list[str]:
     """The names of a mixture's sources, or the one there is."""
-    return [part.partition("=")[0] for part in data.split(",")]
+    return [name or weight for name, weight in _parts(data)]
 
 
-def load(name: str, split: str, count: int | None = None) -> list[Question]:
-    """Questions of one source; see `load_questions`."""
+def _parts(data: str) -> list[tuple[str, str]]:
+    """(name, weight) of each source of a mixture, or (data, "") alone. A path may have any "=" and "," in it."""
+    whole = os.path.isfile(os.path.expanduser(data)) or not re.search("[=,]", data)
+    if whole or (path_of(data) and not re.search(r"=\d*\.?\d+(?:,|$)", data)):
+        return [(data, "")]
+    pieces, parts = data.split(","), []
+    while pieces:
+        heads = [",".join(pieces[: n + 1]) for n in range(len(pieces))]
+        head = next((head for head in heads if os.path.isfile(os.path.expanduser(head.rpartition("=")[0]))), heads[0])
+        parts.append(head.rpartition("=")[::2])
+        del pieces[: head.count(",") + 1]
+    return parts
+
+
+def path_of(name: str) -> Path | None:
+    """The file that a name means, because it exists or because the name can mean nothing else."""
+    path = Path(os.path.expanduser(name))  # Path's own raises for a user that does not exist
+    looks = re.match("[/.~]|runs/|.*/$", name) or path.suffix.lower() in READERS or len(path.parts) > 2
+    return path if looks or path.is_file() or (path.parent.name and path.parent.is_dir()) else None
+
+
+def find_rows(name: str, hub_set: Benchmark | None, split: str, what: str, known: Iterable[str]) -> "Rows":
+    """The rows of a file or of a set on the hub; ValueError says what a name that is neither may have meant."""
+    path = path_of(name)
+    if path and path.is_file() and path.suffix.lower() in READERS:
+        return READERS[path.suffix.lower()](path)
+    if path and path.is_file():
+        raise ValueError(f"{name}: expected a file that ends in {', '.join(READERS)}; unpack or convert it")
+    if hub_set and not path:
+        return hub_rows(hub_set, name, split)
+    around = [other.name for other in path.parent.glob("*")] if path else known
+    meant = difflib.get_close_matches(path.name if path else name, around, 1, 0.8)
+    hint = f"; did you mean {meant[0]}?" if meant else f"; {MIXTURE}" if re.search("[=,]", name) else ""
+    if path:
+        raise ValueError(f"{name}: a folder and no file" if path.is_dir() else f"{name}: no such file{hint}")
+    files = ", ".join(READERS)
+    raise ValueError(f"unknown {what} {name!r}: expected world, {', '.join(known)}, a hub id, or a {files} file{hint}")
+
+
+def load(name: str, split: str, count: int | None = None, metric: str = "", sides=None) -> list[Question]:
+    """Questions of one source; see `load_questions`, and for `sides` `_part`."""
     if split not in (*WORLD_SEEDS, "all"):
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(WORLD_SEEDS)}, all")
-    if name == "world":
-        return World.of(split).questions(1200 if count is None else count, WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
-    return _load_set(name, split)[:count]
+    if name != "world":
+        return _load_set(name, split, metric, {} if sides is None else sides)[:count]
+    found = World.of(split).questions(1200 if count is None else count, WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
+    return [replace(question, metric=metric) for question in found] if metric else found
 
 
-def _load_set(name: str, split: str) -> list[Question]:
+def _load_set(name: str, split: str, metric: str, sides: dict[str, str]) -> list[Question]:
     """A split's questions of a file, a benchmark or a hub set."""
-    path = Path(name)
-    key = re.sub(r"[^a-z0-9]", "", (path.stem if path.suffix in READERS else name).lower())
+    path = path_of(name)
+    key = re.sub(r"[^a-z0-9]", "", (path.stem if path else name).lower())
     key = ALIASES.get(key, key)
-    benchmark, cut = BENCHMARKS.get(key), path.suffix in READERS
-    if path.suffix in READERS:
-        rows, source = READERS[path.suffix](path), name
-    elif benchmark:
-        rows, source = hub_rows(benchmark, key, split), key
-    elif name in RL_SETS or (name.count("/") == 1 and not path.exists()):
-        source = RL_SETS.get(name, name)
-        rows, key, cut = hub_rows(Benchmark(source, "", 0, "em", ""), source), Path(source).name, True
-    else:
-        known = ", ".join([*BENCHMARKS, *RL_SETS])
-        raise ValueError(
-            f"unknown data {name!r}: expected world, {known}, a hub id, or a .json, .jsonl or .parquet file"
-        )
-    questions = _questions(rows, source, key, benchmark.metric if benchmark else "em")
-    return _part(questions, split, name) if cut and split != "all" else questions
+    benchmark, hub = BENCHMARKS.get(key), RL_SETS.get(name, name)
+    cut, source = bool(path or not benchmark), name if path else key if benchmark else hub
+    hub_set = benchmark or (Benchmark(hub, "", 0, "em", "") if hub.count("/") == 1 else None)
+    rows = find_rows(source, hub_set, "" if cut else split, "data", [*BENCHMARKS, *RL_SETS])
+    key = key if path or benchmark else Path(source).name
+    questions, unread = _questions(rows, source, key, metric, benchmark.metric if benchmark else "")
+    if cut and split != "all":
+        questions = _part(questions, split, name, sides)
+    metrics = ", ".join(f"{metric} {count:,}" for metric, count in Counter(q.metric for q in questions).items())
+    columns = "" if benchmark else ", ".join(f"{column} {count:,}" for column, count in unread.most_common(8))
+    told = f"metric {metrics} (another: --metric){'; not read: ' * bool(columns)}{columns}"
+    print(f"{source}: {len(questions):,} questions ({split}), {told}", file=sys.stderr)
+    return questions
 
 
-def _part(questions: list[Question], split: str, name: str) -> list[Question]:
-    """What a split has of a file's questions: none that another split has."""
-    if len(questions) < 10:
-        raise ValueError(f"{name}: expected at least 10 questions to train, choose and test on, found {len(questions)}")
-    place, shares = list(FILE_SPLITS).index(split), list(itertools.accumulate(FILE_SPLITS.values(), initial=0))
-    start, end = (round(share * len(questions)) for share in shares[place : place + 2])
-    return questions[start:end]
+def _part(questions: list[Question], split: str, name: str, sides: dict[str, str]) -> list[Question]:
+    """What a split has of a file's questions. `sides` says of a question's text which split has it.
+
+    Repeats of a question go with the first, those in the files of one mixture too.
+    """
+    texts = [" ".join(STOPS.sub("", question.question.casefold()).split()) for question in questions]
+    different = list(dict.fromkeys(texts))
+    repeats = len(texts) - len(different)
+    if len(different) < 10:
+        found = f"found {len(different)}{' different ones' * bool(repeats)}"
+        raise ValueError(f"{name}: expected at least 10 questions to train, choose and test on, {found}")
+    if repeats:
+        print(f"{name}: {repeats:,} of {len(texts):,} rows repeat a question, in the same split", file=sys.stderr)
+    fresh = [text for text in different if text not in sides]
+    ends = [round(share * len(fresh)) for share in itertools.accumulate(FILE_SPLITS.values(), initial=0)]
+    for side, start, end in zip(FILE_SPLITS, ends, ends[1:]):
+        sides.update(dict.fromkeys(fresh[start:end], side))
+    return [question for question, text in zip(questions, texts) if sides[text] == split]
+
+
+def _distinct(questions: list[Question]) -> list[Question]:
+    """Each with an id of its own: what repeats an earlier one gets its place behind it."""
+    named = {}
+    for place, question in enumerate(questions, 1):
+        name = question.id
+        while name in named:
+            name += f"#{place}"
+        named[name] = replace(question, id=name)
+    return list(named.values())
 
 
 Rows = list[tuple[str, object]]  # (such as "line 3", the row)
@@ -136,16 +215,32 @@ Rows = list[tuple[str, object]]  # (such as "line 3", the row)
 
 def _jsonl_rows(path: Path) -> Rows:
     # Bytes: a text's splitlines() would also split at the line separators that JSON allows inside strings.
-    lines = enumerate(path.read_bytes().splitlines(), start=1)
-    return [(f"line {number}", line) for number, line in lines if line.strip()]
+    lines = [(f"line {number}", line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line.strip()]
+    if lines and lines[0][1].strip() in (b"[", b"{"):
+        raise ValueError(f"{path}: expected an object on each line, found one over several; an array is named .json")
+    return lines
 
 
 def _json_rows(path: Path) -> Rows:
     with naming(str(path), "read as JSON"):
-        rows = json.loads(path.read_bytes())
+        try:
+            rows = json.loads(path.read_bytes())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{error}{'; lines of JSON are named .jsonl' * (error.msg == 'Extra data')}") from None
         if not isinstance(rows, list):
-            raise ValueError(f"expected an array, found {type(rows).__name__}")
+            lists = [key for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
+            inside = f" with a list under {', '.join(lists)}: save that alone" if lists else ""
+            raise ValueError(f"expected an array, found {type(rows).__name__}{inside}")
     return _numbered(rows)
+
+
+def _csv_rows(path: Path) -> Rows:
+    """Lines under a heading, between commas, semicolons or tabs."""
+    csv.field_size_limit(2**31 - 1)
+    with naming(str(path), "read as CSV"):
+        text = path.read_bytes().decode("utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        return _numbered(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
 
 
 def _parquet_rows(path: Path) -> Rows:
@@ -169,16 +264,17 @@ def hub_rows(benchmark: Benchmark, name: str, split: str = "") -> Rows:
         raise ValueError(f"{name} has no training questions: it is a test")
     parts = {"train": f"[:-{DEV_ROWS}]", "dev": f"[-{DEV_ROWS}:]"}
     wanted = benchmark.train + parts[split] if benchmark.train and split in parts else benchmark.split or None
+    no_file = "" if benchmark.licence else f"; and there is no file {name}"
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"{name}: sets from the hub need the datasets package (pip install datasets)") from None
+        raise ValueError(f"{name}: sets of the hub need the package datasets (pip install datasets){no_file}") from None
     try:
         found = load_dataset(benchmark.hub, benchmark.config, split=wanted)
     except Exception as error:  # the library raises its own, httpx's and fsspec's errors
         terms = f"accept its terms at huggingface.co/datasets/{benchmark.hub}, then run `hf auth login`"
         hint = f"; it is gated: {terms}" if benchmark.gated else ""
-        raise ValueError(f"cannot load {benchmark.hub}: {_first_line(error)}{hint}") from None
+        raise ValueError(f"cannot load {benchmark.hub}: {_first_line(error)}{hint}{no_file}") from None
     rows = _numbered(found if wanted else found.get("train") or next(iter(found.values())))
     if wanted == benchmark.split and benchmark.size not in (0, len(rows)):
         print(f"{name}: expected {benchmark.size:,} rows, found {len(rows):,}", file=sys.stderr)
@@ -186,6 +282,7 @@ def hub_rows(benchmark: Benchmark, name: str, split: str = "") -> Rows:
 
 
 READERS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+READERS |= {".csv": _csv_rows, ".tsv": _csv_rows}
 
 
 def _numbered(rows: Iterable) -> Rows:
@@ -200,7 +297,10 @@ def as_record(row) -> dict:
     """The object that a row is, or that its line of JSON says."""
     record = json.loads(row) if isinstance(row, bytes) else row
     if not isinstance(record, dict):
-        raise ValueError(f"expected an object, found {type(record).__name__}")
+        hint = " (an array of rows is named .json)" if isinstance(record, list) else ""
+        raise ValueError(f"expected an object, found {type(record).__name__}{hint}")
+    if None in record:
+        raise ValueError(f"expected {len(record) - 1} values as in the heading, found more: {record[None]!r:.40}")
     return record
 
 
@@ -209,39 +309,75 @@ def naming(source: str, place: str):
     """What goes wrong inside with a row becomes a ValueError that says in one line which row it was."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{source}, {place}: {_first_line(error)}") from None
 
 
-def _questions(rows: Rows, source: str, key: str, metric: str) -> list[Question]:
-    """Raises ValueError at the first row that is no question; reports rows that cannot be asked or graded."""
-    questions, unasked, ungraded = [], [], []
+def _questions(rows: Rows, source: str, key: str, metric: str, usual: str) -> tuple[list[Question], Counter]:
+    """Questions, and how many rows have each column that is not read. Tells which rows cannot be asked or graded.
+
+    Raises ValueError for the first row that is no question, where there are more than a few of them.
+    """
+    questions, bad, told, unread, maths = [], [], defaultdict(list), Counter(), 0
     for place, row in rows:
-        with naming(source, place):
-            record = _plain_record(as_record(row))
-            if record.get("image") or record.get("file_name"):
-                unasked.append(place)
-                continue
-            questions.append(_question(record, f"{key}-{record.get('id', place.split()[1])}", metric))
+        try:
+            with naming(source, place):
+                record = _plain_record(as_record(row))
+                if any(map(record.get, ("image", "images", "file_name"))):
+                    told["skipped, they need an image or a file"].append(place)
+                    continue
+                looks = _mathematical(record) or bool(MATHS.search(key))
+                name = place.split()[1] if record.get("id") is None else record["id"]
+                questions.append(_question(record, f"{key}-{name}"))
+        except ValueError as error:
+            bad.append(str(error))
+            continue
+        maths += looks
+        unread.update(_unread(record, questions[-1]))
         if not questions[-1].answers:
-            ungraded.append(place)
-    for places, what in ((unasked, "skipped, they need an image or a file"), (ungraded, "without an answer, kept")):
-        if places:
-            print(f"{source}: {len(places):,} of {len(rows):,} rows {what} ({places[0]} first)", file=sys.stderr)
+            told["without an answer, kept"].append(place)
+    if len(bad) > BAD_ROWS * len(rows):
+        raise ValueError(f"{bad[0]}; {len(bad):,} of {len(rows):,} rows are bad" if bad[1:] else bad[0])
+    if bad:
+        print(f"{bad[0]}; {len(bad):,} of {len(rows):,} rows skipped", file=sys.stderr)
+    for what, places in told.items():
+        print(f"{source}: {len(places):,} of {len(rows):,} rows {what} ({places[0]} first)", file=sys.stderr)
     if not questions:
-        raise ValueError(f"{source}: no questions in this {'file' if Path(source).suffix in READERS else 'set'}")
-    return questions
+        raise ValueError(f"{source}: no questions in this {'file' if path_of(source) else 'set'}")
+    usual = usual or ("math" if maths >= len(questions) / 10 else "em")
+    return [replace(q, metric=metric or q.metric or usual) for q in _distinct(questions)], unread
 
 
-def _plain_record(record: dict) -> dict:
-    """One flat record: nested training rows unfolded, encrypted ones read."""
-    if isinstance(record.get("reward_model"), dict):  # the official RL sets
-        metric = "math" if record.get("ability") == "math" else "f1"
-        nested = {"answer": record["reward_model"].get("ground_truth"), "metric": metric}
-        record = {**record, **(record.get("extra_info") or {}), **nested}
+def _plain_record(row: dict) -> dict:
+    """A flat copy of a row: known keys in one spelling, nested training rows unfolded, encrypted ones read."""
+    record = dict(row)
+    for key in row:
+        if (spelled := re.sub("[ -]", "_", key.strip().lower())) in KNOWN_KEYS - record.keys():
+            record[spelled] = record.pop(key)
+    if isinstance(record.get("reward_model"), dict):  # verl's and the official RL sets
+        record |= record.get("extra_info") or {}
+        if record["reward_model"].get("ground_truth") is not None:
+            record["answer"] = record["reward_model"]["ground_truth"]
+        record["metric"] = "math" if _mathematical(record) else "f1"
     if "GUID xbench" in str(record.get("canary")):
-        record = {**record, **{field: _decrypt(record[field], record["canary"]) for field in ("prompt", "answer")}}
+        record |= {field: _decrypt(record[field], record["canary"]) for field in ("prompt", "answer")}
     return record
+
+
+def _mathematical(record: dict) -> bool:
+    """Whether a row says that it is mathematics, or has formulas in its answer."""
+    labels = [record[key] for key in LABEL_KEYS if isinstance(record.get(key), str)]
+    if record.get("ability"):  # says it for certain
+        return bool(MATHS.search(labels[0]))
+    answers = " ".join(str(record.get(key)) for key in ("solution", *ANSWER_KEYS))
+    return bool(FORMULA.search(repair(answers))) or any(map(MATHS.search, labels))
+
+
+def _unread(record: dict, question: Question) -> list[str]:
+    """What is left of a row's columns after the question was taken out, but those that say the same."""
+    asked, made = question.question, f"{question.question} {question.answers}"
+    left = [(key, str(value)) for key, value in record.items() if key not in OTHER_KEYS and value not in (None, "", [])]
+    return [key for key, text in left if asked not in text and text.strip("[]") not in made]
 
 
 def _decrypt(text: str, key: str) -> str:
@@ -250,25 +386,76 @@ def _decrypt(text: str, key: str) -> str:
     return bytes(byte ^ mask for byte, mask in pairs).decode()
 
 
-def _question(record: dict, name: str, metric: str) -> Question:
-    text = next((record[key] for key in QUESTION_KEYS if key in record), None)
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"expected a text under one of {', '.join(QUESTION_KEYS)}, found {text!r:.40}")
-    gold = next((record[key] for key in ANSWER_KEYS if key in record), None)
-    if gold is None and r"\boxed{" in str(record.get("solution")):  # MATH
-        gold = unboxed(record["solution"])
-    golds = [*(gold if isinstance(gold, list) else [gold]), *(record.get("answer_aliases") or [])]
-    if not all(isinstance(g, str | int | float) and not isinstance(g, bool) and g == g for g in golds):  # NaN is not
-        raise ValueError(f"expected a text, a number or a list of them as the answer, found {gold!r:.40}")
-    metric = record.get("metric", metric)
-    if metric not in METRICS:
+def _question(record: dict, name: str) -> Question:
+    """The question of a flat record, out of which it takes the columns that it is made of."""
+    keys = f"the row has {', '.join(record):.200}"
+    texts = {key: text for key in QUESTION_KEYS if isinstance(text := _asked(record.get(key)), str) and text.strip()}
+    if not texts:
+        found = next((record[key] for key in QUESTION_KEYS if key in record), None)
+        raise ValueError(f"expected a text under one of {', '.join(QUESTION_KEYS)}, found {found!r:.40}; {keys}")
+    key, text = next(iter(texts.items()))
+    if key == "instruction" and "input" in texts:
+        text += f"\n\n{texts['input']}"
+    metric = record.get("metric") or ""
+    if metric not in ("", *METRICS):
         raise ValueError(f"expected a metric out of {', '.join(METRICS)}, found {metric!r}")
-    # GSM8K writes its reasoning first, and the answer after "####".
-    answers = (repair(str(g)).split("####")[-1].strip() for g in golds)
-    return Question(name, repair(text), tuple(dict.fromkeys(filter(None, answers))), metric=metric)
+    golds = _golds(record)
+    if not all(isinstance(g, str | int) or (isinstance(g, float) and math.isfinite(g)) for g in golds):
+        expected = f"a text, a number or a list of them as the answer under one of {', '.join(ANSWER_KEYS)}"
+        raise ValueError(f"expected {expected}, found {golds[0]!r:.40}; {keys}")
+    del record[key]
+    answers = (repair(_after_hashes(str(gold))).strip() for gold in golds)
+    return Question(name, repair(text), tuple(dict.fromkeys(a for a in answers if a not in ("", "?"))), metric=metric)
+
+
+def _asked(value) -> object:
+    """The text of a question, also where it is the one message of a user in a list, or in such a list as JSON."""
+    value = unpacked(value)
+    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+        said = [m for m in value if str(m.get("role", m.get("from"))).lower() in ("user", "human")]
+        if len(said) > 1:
+            raise ValueError(f"expected one message of the user, found {len(said)}")
+        value = plain_text(said[0].get("content", said[0].get("value"))) if said else None
+    return value
+
+
+def plain_text(content) -> object:
+    """A message's text, also where it comes in parts."""
+    parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    whole = parts and len(parts) == len(content) and all(isinstance(part, str) for part in parts)
+    return "".join(parts) if whole else content
+
+
+def unpacked(value) -> object:
+    """The list of texts or objects that a text writes down, in JSON or as Python does."""
+    for read in (json.loads, ast.literal_eval) if isinstance(value, str) and re.match(r"\[\s*[\"'{]", value) else ():
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(value)
+    return value
+
+
+def _golds(record: dict) -> list:
+    """All accepted answers of a record, out of which they are taken."""
+    given = [key for key in ANSWER_KEYS if record.get(key) is not None]
+    key = min(given, key=lambda key: not str(record[key]).strip("[] "), default="")  # the first, but a full one
+    gold = unpacked(record.pop(key, None))
+    if gold is None and r"\boxed{" in str(record.get("solution")):  # MATH
+        gold = unboxed(record.pop("solution"))
+    if isinstance(gold, dict):  # Search-R1, TriviaQA, SQuAD
+        parts = [gold[key] for key in ("target", "value", "text", "aliases") if key in gold] or [[gold]]
+        gold = [one for part in parts for one in (part if isinstance(part, list) else [part])]
+    golds = [*(gold if isinstance(gold, list) else [gold]), *(record.pop("answer_aliases", None) or [])]
+    words = {"True": ["yes", "true"], "False": ["no", "false"]}  # StrategyQA
+    return [word for g in golds for word in (words[str(g)] if isinstance(g, bool) else [g])]
+
+
+def _after_hashes(gold: str) -> str:
+    """GSM8K writes its reasoning first, and in the last line the number after "####"."""
+    found = re.fullmatch(r"(?s)(?:.*\n)?#### *([^\n]+)\s*", gold)
+    return found[1] if found and as_number(found[1]) is not None else gold
 
 
 def repair(text: str) -> str:
-    r"""Undo corruptions of public sets: `\boxed` and `\frac` read as escapes, other control characters."""
+    r"""Undo corruptions of public sets: `\boxed` and `\frac` read as escapes, control characters, half characters."""
     text = text.replace("\x08oxed", r"\boxed").replace("\x0crac", r"\frac")
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", "", text)

@@ -1,8 +1,8 @@
 """Full-text search over a corpus, in memory or in a file, with SQLite's index (BM25).
 
 A corpus is a list of passages, or lines of {"title", "text", perhaps "address"} that are indexed once into a file
-beside them. Titles weigh four times as much as text. Equal scores keep the order of the corpus, so the same query
-always gives the same result. Left out: dense retrieval.
+beside them; for other keys see TEXTS and ADDRESSES. Titles weigh four times as much as text. Equal scores keep the
+order of the corpus, so the same query always gives the same result. Left out: dense retrieval.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from data import Passage
@@ -21,6 +21,9 @@ STOPWORDS = frozenset(
     "more much of on or than that the their there these they this to was were what when where which who whose "
     "why will with would".split()
 )
+TEXTS = "text", "contents", "content", "passage", "body"  # of a row's keys the first that is there
+ADDRESSES = "address", "url", "link", "id", "_id", "docid"  # the first that is not empty
+NOTHING, NO_TEXT = "Nothing was found.", "(this page has no text)"
 HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese, written without spaces
 
 
@@ -33,11 +36,17 @@ class Corpus:
         if not self._file:
             self._memory = sqlite3.connect(":memory:", check_same_thread=False)
             _fill(self._memory, ((p.title, p.text, p.address) for p in source))
+        with suppress(sqlite3.Error):
+            if not self._file or self._rows("SELECT title, text FROM passages, places WHERE passage > 0 LIMIT 1"):
+                return
+        raise ValueError(f"{source}: an empty corpus, no index of one, or of another version: index it again")
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
         """A corpus (.jsonl, indexed first if its index is missing or older) or an index (.db)."""
         path = Path(path)
+        if path.suffix not in (".jsonl", ".db"):
+            raise ValueError(f"expected a corpus (.jsonl) or its index (.db) to search in, found {str(path)!r}")
         index = path.with_suffix(".db")
         if path.suffix == ".jsonl" and (not index.exists() or index.stat().st_mtime < path.stat().st_mtime):
             return cls(index_corpus(path))
@@ -59,7 +68,7 @@ class Corpus:
         """All text at an address."""
         sql = "SELECT text FROM passages JOIN places ON passages.rowid = passage WHERE places.address = ?"
         rows = self._rows(f"{sql} ORDER BY passage", address)
-        return ToolResult("\n".join(text for (text,) in rows)) if rows else no_page(address)
+        return ToolResult("\n".join(text for (text,) in rows) or NO_TEXT) if rows else no_page(address)
 
     def _rows(self, sql: str, *values) -> list[tuple]:
         if not self._file:
@@ -73,8 +82,9 @@ class Corpus:
 
 
 def show_hits(hits: Iterable[tuple[str, str, str]], snippet_chars: int) -> str:
-    lines = [f"[{i}] {title} ({address}): {text[:snippet_chars]}" for i, (title, address, text) in enumerate(hits, 1)]
-    return "\n".join(lines) or "Nothing was found."
+    cut = lambda text: text[:snippet_chars] + "…" * (len(text) > snippet_chars)
+    lines = [f"[{i}] {title} ({address}): {cut(text)}" for i, (title, address, text) in enumerate(hits, 1)]
+    return "\n".join(lines) or NOTHING
 
 
 def no_page(address: str) -> ToolResult:
@@ -91,27 +101,46 @@ def terms(query: str, limit: int = 32) -> list[str]:
 
 
 def index_corpus(corpus: str | Path) -> Path:
-    """Indexes a JSONL file of title, text and perhaps address (else the line's number) into a file beside it."""
+    """Indexes a JSONL file into a file beside it; a row's address is else its line's number. ValueError or OSError."""
     target = Path(corpus).with_suffix(".db")
     unfinished = target.with_suffix(".unfinished")  # renamed when complete: a killed command leaves no half index
+    mixed = "SELECT address, min(title), max(title) FROM passages GROUP BY address HAVING min(title) < max(title)"
     unfinished.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(unfinished)) as db:
             _fill(db, _read_corpus(corpus))
+            for address, *titles in db.execute(mixed):  # rows of one address are one page
+                raise ValueError(f"{corpus}: pages of several titles have the address {address!r}: {titles!r:.200}")
         return unfinished.replace(target)
+    except sqlite3.Error as error:
+        raise OSError(f"cannot write {target}: {error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def _read_corpus(corpus: str | Path) -> Iterator[tuple[str, str, str]]:
-    with open(corpus, encoding="utf-8") as lines:
+    with open(corpus, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                entry = json.loads(line)
-                yield entry["title"], entry["text"], str(entry.get("address", number))
-            except (ValueError, LookupError, TypeError) as error:
-                found = f"found {line.strip()!r:.60} ({error!r})"
-                raise ValueError(f"{corpus}, line {number}: expected title and text as JSON, {found}") from None
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):  # not empty
+                    yield _passage(json.loads(line), str(number))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{corpus}, line {number}: {error}, found {str(line[:60])[2:-1]}") from None
+
+
+def _passage(row, number: str) -> tuple[str, str, str]:
+    """Title, text and address. A first line in quotes is the title where no other is given, as in wiki-18."""
+    row = row if isinstance(row, dict) else {}
+    given = {key: "" if value is None or value != value else value for key, value in row.items()}  # NaN is not itself
+    text, title = next((given[key] for key in TEXTS if key in given), None), given.get("title", "")
+    if not isinstance(text, str | int | float) or not isinstance(title, str | int | float) or text == title == "":
+        has = ", ".join(f"{key} ({type(value).__name__})" for key, value in row.items()) or "none"
+        raise ValueError(f"expected title and text ({', '.join(TEXTS)}), not both empty, as JSON; of keys it has {has}")
+    title, text = (str(value).encode("utf-8", "replace").decode() for value in (title, text))
+    if not title and (head := re.match(r'"(.*)"\r?\n', text)):
+        title, text = head[1], text[head.end() :]
+    names = ["_".join(str(given.get(key, "")).split()) for key in ADDRESSES]  # one word, for Browse
+    return title, text, next(filter(None, names), number)
 
 
 def _fill(db: sqlite3.Connection, rows: Iterable[tuple[str, str, str]]) -> None:

@@ -26,7 +26,7 @@ Tools = dict[str, Tool]
 @dataclass(frozen=True)
 class DemonstrationConfig(TrajectoryConfig):
     cold_start: bool = False  # SFT on demonstrations before RL; on for a model that has seen none
-    sft_data: str = "world"  # "world", arpo-sft, tool-star, still, a hub id, or a .json, .jsonl or .parquet file
+    sft_data: str = "world"  # "world", arpo-sft, tool-star, still, a hub id, or a .jsonl, .json, .csv or .parquet file
     sft_steps: Positive = 300  # optimizer steps of the cold start
     sft_worlds: Positive = 100  # worlds that demonstrations are drawn from
     sft_each: Positive = 32  # demonstrations from each; sft_worlds * sft_each conversations of other sft_data

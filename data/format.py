@@ -4,19 +4,30 @@ The policy writes turns. A turn is any number of thoughts, then either one call 
 answer the end token. A call is the text for the tool inside the tags of its name. It is answered by a result, which
 the environment writes and the policy is never trained on. How tags are spelled is said here and nowhere else.
 
-What others wrote is untrusted: a result is tokenised as plain text, so that tags or special tokens inside it have no
-power. Left out: running a tool (`tools.py`), and whether an answer is right (`grading.py`).
+What others wrote is untrusted: questions and results are tokenised as plain text, so that tags or special tokens inside
+them have no power. Left out: running a tool (`tools.py`), and whether an answer is right (`grading.py`).
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import dropwhile, pairwise, product
 from typing import ClassVar
 
 from data import ANSWER, Action
 from data.settings import Natural, NonNegative, Positive, Settings
 
 THINK, RESULT = "think", "result"
+SLOT = "TextOfTheUser"  # stands for it while a chat template is rendered
+NO_CLOCK = "{% macro strftime_now(how) %}26 Jul 2024{% endmacro %}{{ '' }}"  # before a template: else the day is in it
+# The built-in model's leaves instructions out: the cold start has shown it the format.
+BUILT_IN_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}<|user|> {{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MARK = re.compile(r"[<\[][^\s<>\[\]]+[>\]]")  # of a turn's begin or end in templates, such as [/INST]
+OPENED_THOUGHT = re.compile(r"<[^\s<>/]*(?:think|thought|reason)[^\s<>/]*>\s*$")
 
 
 def tagged(name: str, text: str) -> str:
@@ -169,24 +180,95 @@ def without_result_tags(text: str) -> str:
     return re.sub(rf"^\s*<{RESULT}>|</{RESULT}>\s*$", "", text)
 
 
+def printable(text: str) -> str:
+    """For a terminal: what would steer it, or turn the direction of writing, or not be seen, is spelled out."""
+    plain = lambda char: char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs"
+    return "".join(char if plain(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def disarm(text: str) -> str:
+    """Takes the brackets off every tag, until there is none: of "</" and a tag the first time leaves another tag."""
+    while (less := re.sub(rf"(?<!<)<+(/?(?:{'|'.join(tag_names())}))>", r"\1", text)) != text:
+        text = less
+    return text
+
+
+def encode_plain(tokenizer, text: str, start: int = 0, end: int | None = None) -> list[int]:
+    """Token ids of a text. From `start` to `end` a stranger wrote it: added tokens are cut in two there."""
+    text, end = text.encode("utf-8", "replace").decode(), len(text) if end is None else end  # no half surrogates
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    blank = " \t\r\n\u2581"  # runs of spaces command nothing (some are spelled with blocks), nor what is unknown
+    added = {i for token, i in tokenizer.get_added_vocab().items() if token.strip(blank)} - {tokenizer.unk_token_id}
+    places = [place for i, place in zip(found["input_ids"], found["offset_mapping"]) if i in added]
+    cuts = [(a + b) // 2 for a, b in places if a < end and start < b and b - a > 1]
+    pieces = pairwise([0, *cuts, len(text)]) if cuts else []
+    return [i for a, b in pieces for i in encode_plain(tokenizer, text[a:b], start - a, end - a)] or found["input_ids"]
+
+
 def encode_prompt(tokenizer, question: str) -> list[int]:
     """The question under the system prompt, in the model's chat template if it has one."""
-    if tokenizer.chat_template:
-        messages = [{"role": "system", "content": system_prompt()}, {"role": "user", "content": question}]
-        fixed = {"date_string": "26 Jul 2024"}  # templates that tell the date would tell another one tomorrow
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **fixed)
-    else:
-        text = f"{system_prompt()}\n\nQuestion: {question}\n"
-    return tokenizer.encode(text, add_special_tokens=False)
+    return encode_chat(tokenizer, question, system_prompt())
+
+
+def encode_chat(tokenizer, text: str, instructions: str = "") -> list[int]:
+    """What a user says, under instructions. It cannot end the user's turn."""
+    before, after = _around(tokenizer, instructions)
+    # Where marks are text alone, tokens do not tell them from what a user wrote: so they are broken up there.
+    for mark in set(MARK.findall((before + after).replace(instructions, ""))) - set(tokenizer.get_added_vocab()):
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    ids, bos = encode_plain(tokenizer, before + text + after, len(before), len(before + text)), tokenizer.bos_token_id
+    begun = bos is not None and bos in ids[:1] + tokenizer.encode("a")[:1]  # by the template or by the tokenizer: once
+    return [bos, *dropwhile(lambda i: i == bos, ids)] if begun else ids
+
+
+def _around(tokenizer, instructions: str) -> tuple[str, str]:
+    """What stands before and after a user's text in the model's chat template; ValueError if that does not show it.
+
+    Some templates refuse a system message or leave it out, and some want lists of parts: the first way that shows all
+    is taken. A thought that a template opens is taken back, for the policy opens its own.
+    """
+    if not tokenizer.chat_template:
+        return (f"{instructions}\n\nQuestion: ", "\n") if instructions else ("", "")
+    squeeze = lambda text: " ".join(text.split())
+    wanted = "" if tokenizer.chat_template == BUILT_IN_TEMPLATE else squeeze(instructions)
+    apart = [("system", instructions)] * bool(instructions) + [("user", SLOT)]
+    template, first = NO_CLOCK + tokenizer.get_chat_template(), ""
+    fixed = {"chat_template": template, "add_generation_prompt": True, "date_string": "26 Jul 2024"}
+    for way, parts in product((apart, [("user", f"{instructions}\n\n{SLOT}".strip())]), (False, True)):
+        said = [{"role": role, "content": [{"type": "text", "text": t}] if parts else t} for role, t in way]
+        try:
+            text = tokenizer.apply_chat_template(said, tokenize=False, **fixed)
+        except Exception as error:  # a template is a program, and fails as it likes
+            text = f"{type(error).__name__}: {error}"
+        if text.count(SLOT) == 1 and wanted in squeeze(text):
+            return text.partition(SLOT)[0], OPENED_THOUGHT.sub("", text.partition(SLOT)[2])
+        lost = "instructions" if text.count(SLOT) == 1 else "question"
+        first = first or f"{lost} once and as text: {squeeze(text)!r:.200}"
+    raise ValueError(f"the model's chat template does not show the {first}")
+
+
+def check_prompt(tokenizer) -> None:
+    """Raises ValueError, in one line, if the policy could not read what it is told, or could not write its tags."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} does not say where in a text its tokens stand (is_fast)")
+    _, after = _around(tokenizer, system_prompt())
+    if after.count(f"<{THINK}>") > after.count(f"</{THINK}>"):
+        raise ValueError(f"the model's chat template begins the answer itself: {after!r:.200}")
+    written = f"a\n    b\n{system_prompt()}"
+    back = tokenizer.decode(tokenizer.encode(written, add_special_tokens=False)).strip()
+    if back != written:
+        tags = [f"<{slash}{name}>" for name in tag_names() for slash in ("", "/")]
+        lost = next((tag for tag in tags if tag not in back), "lines, spaces and capitals")
+        raise ValueError(f"the tokenizer does not give back {lost}: what it reads becomes {back!r:.200}")
 
 
 def encode_result(tokenizer, text: str, max_tokens: int) -> list[int]:
-    """Token ids of a result: `text` as plain text, cut to `max_tokens`, between the tags."""
-    any_tag = rf"</?(?:{'|'.join(tag_names())})>"
-    plain = re.sub(any_tag, lambda tag: tag.group().strip("<>"), text)  # tags of several tokens are disarmed too
-    ids = tokenizer.encode(plain, add_special_tokens=False, split_special_tokens=True)[:max_tokens]
+    """Token ids of a result, as plain text between the tags, cut to `max_tokens`."""
+    ids = encode_plain(tokenizer, disarm(text))
+    while (plain := disarm(read := tokenizer.decode(ids))) != read:  # it may make usual brackets of wide ones
+        ids = encode_plain(tokenizer, plain)
     opening, closing = (tokenizer.encode(tag, add_special_tokens=False) for tag in (f"<{RESULT}>", f"</{RESULT}>"))
-    return opening + ids + closing
+    return opening + ids[:max_tokens] + closing
 
 
 def encode_turns(

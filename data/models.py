@@ -22,7 +22,7 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
-from data.format import TrajectoryConfig
+from data.format import TrajectoryConfig, check_prompt, encode_chat
 from data.runs import read_about
 from data.settings import Settings
 
@@ -144,6 +144,9 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
     refuse_layers(model.config)
     switch_off_dropout(model)
     tokenizer = AutoTokenizer.from_pretrained(name)
+    if not tokenizer.encode("a word", add_special_tokens=False):
+        raise ValueError("expected a tokenizer beside the weights, found none that knows a word")
+    check_prompt(tokenizer)
     if not (is_adapter(name) or lora_r):
         reference = copy.deepcopy(model).requires_grad_(False).eval() if lora_r == 0 else None
         return model.eval(), tokenizer, None, reference
@@ -203,10 +206,7 @@ def logits_of(model, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def say(model, tokenizer, prompt: str, max_tokens: int) -> str:
     """What a model says to a prompt, greedily."""
-    if tokenizer.chat_template:
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)], device=model.device)
+    ids = torch.tensor([encode_chat(tokenizer, prompt)], device=model.device)
     end = tokenizer.eos_token_id
     settings = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, eos_token_id=end, pad_token_id=end)
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
@@ -279,8 +279,9 @@ def plan_memory(config: ModelConfig, tokens: int, leaves: int, lora_r: int | Non
         four = device == "cuda" and weights * dtype.itemsize > has / 2
     embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)  # stay as they are
     held = 0.53 * (weights - embeddings) + embeddings * dtype.itemsize if four else weights * dtype.itemsize
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    row = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * dtype.itemsize * (tokens + PROMPT_TOKENS)
+    row = 2 * shape.num_hidden_layers * heads * head * dtype.itemsize * (tokens + PROMPT_TOKENS)
     return MemoryPlan(device, dtype, four, has, int(held), row, min(512, max(leaves, int((has - held) / 2 / row))))
 
 

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -164,7 +164,49 @@ def _or_one_line(read):
         os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
 
 
-def complain(prog: str, error: Exception) -> NoReturn:
-    """Ends a command for which something was wrong, with one line."""
+@contextlib.contextmanager
+def one_line_errors(prog: str, *expected: type[Exception]) -> Iterator[None]:
+    """Around a command: what was wrong becomes one line and exit code 2, Ctrl-C one line and 130.
+
+    Nobody need read the output: a closed pipe ends no run, and what a console cannot show is written as an escape.
+    """
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(Unbroken, streams)
+    try:
+        yield
+    except ImportError as error:
+        missing = f": pip install {error.name}" if error.name else ""
+        complain(prog, f"{error}{missing}")
+    except (ValueError, OSError, *expected) as error:
+        complain(prog, error)
+    except KeyboardInterrupt:
+        complain(prog, "interrupted", 130)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+class Unbroken:
+    """A stream that may lose its reader."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        with contextlib.suppress(AttributeError, ValueError, io.UnsupportedOperation):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(BrokenPipeError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.stream.flush()
+
+
+def complain(prog: str, error: Exception | str, code: int = 2) -> NoReturn:
+    """Ends a command with one line."""
     print(f"{prog}: error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

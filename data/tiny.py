@@ -12,18 +12,10 @@ from collections.abc import Iterable
 from tokenizers import pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2Tokenizer
 
-from data.format import tag_names
+from data.format import BUILT_IN_TEMPLATE, tag_names
 
 PAD, END, USER, ASSISTANT = MARKS = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"  # the first tokens, in this order
 VOCAB_SIZE = 1024
-
-# The small model has no use for a system prompt: the cold start has shown it the format.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    f"{{% if message['role'] == 'user' %}}{USER} {{{{ message['content'] }}}}{{% endif %}}"
-    "{% endfor %}"
-    f"{{% if add_generation_prompt %}}{ASSISTANT}{{% endif %}}"
-)
 
 
 def build_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
@@ -41,7 +33,7 @@ def build_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges, unk_token=None, pad_token=PAD, eos_token=END)
     tokenizer.add_tokens(special, special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = BUILT_IN_TEMPLATE
     return tokenizer
 
 

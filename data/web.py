@@ -22,16 +22,16 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote, unquote
 
 import httpcore2
 import httpx2
 
-from data.corpus import show_hits
+from data.corpus import NOTHING, show_hits
 from data.format import ToolResult
 from sandbox import PythonSandbox
 
@@ -50,18 +50,25 @@ class WebError(Exception):
         self.result = ToolResult(f"Error: {text}", outcome, fault=fault)
 
 
+class OutOfBudget(RuntimeError):
+    """A call that would cost more than the run may."""
+
+
 class Cache:
     """Answers of the live web in one SQLite file, shared by threads and processes; by default in memory.
 
     `online` asks for what is not stored, and the first answer to be stored is everyone's. `offline` never asks, so
     that a run can be repeated exactly; what is missing is a fault. `refresh` asks once more for everything and keeps
-    the new answer. Lasting errors (no such page) are stored, faults never are. Raises OSError if the file is unusable.
+    the new answer. Lasting errors (no such page) are stored, faults never are; what found nothing is asked for anew
+    unless offline. The file also counts paid calls, up to `max_paid_calls` if that is not 0; a resumed run goes on with
+    them. Raises OSError if the file is unusable.
     """
 
-    def __init__(self, path: str | Path = ":memory:", mode: Literal["online", "offline", "refresh"] = "online"):
+    def __init__(self, path: str | Path = ":memory:", mode: str = "online", max_paid_calls: int = 0):
         if mode == "offline" and not Path(path).is_file():
             raise FileNotFoundError(f"offline needs a cache file, and there is none at {path}")
-        self.mode, self._lock, self._turns, self._refreshed = mode, threading.Lock(), {}, set()
+        self.mode, self.limit, self._lock = mode, max_paid_calls, threading.Lock()
+        self._turns, self._refreshed = {}, set()
         columns = "kind TEXT, key TEXT, text TEXT, outcome TEXT, PRIMARY KEY (kind, key)"
         try:  # no write-ahead log: the file alone is whole after every answer, and can be copied as it is
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
@@ -73,24 +80,31 @@ class Cache:
         """The stored answer, or what `ask` returns or raises (`WebError`). Threads that want the same share one ask."""
         entry = kind, _encodable(key)
         with self._lock:
-            lock, faults = self._turns.setdefault(entry, (threading.Lock(), []))
+            lock, passing = self._turns.setdefault(entry, (threading.Lock(), []))
         with lock:
-            if not faults:  # else one came up while this thread waited
+            if not passing:  # else one came up while this thread waited
                 result = self._answer(entry, ask)
-                faults += [result] * result.fault
+                passing += [result] * (result.fault or result.text == NOTHING)
                 self._turns.pop(entry, None)  # whoever comes later asks anew
-        return faults[0] if faults else result
+        return passing[0] if passing else result
+
+    def pay(self) -> None:
+        """Counts a call that costs money; raises OutOfBudget instead of one too many."""
+        count = "INSERT INTO answers VALUES ('paid', '', 1, 'ok') ON CONFLICT DO UPDATE SET text = text + 1"
+        with self._lock, self._db:
+            if not self._db.execute(f"{count} WHERE ?1 = 0 OR text + 0 < ?1 RETURNING 1", [self.limit]).fetchall():
+                raise OutOfBudget(f"the {self.limit} calls of --max_paid_calls are spent")
 
     def load(self, kind: str, answers: dict[str, str]) -> int:
         """Stores {key: text} where nothing is stored yet; returns how many that were. Raises ValueError."""
-        for key, text in answers.items():
-            if not isinstance(text, str):
-                raise ValueError(f"expected a text as the answer to {key!r:.60}, found {text!r:.60}")
+        for key in (key for key, text in answers.items() if not isinstance(text, str)):
+            raise ValueError(f"expected a text as the answer to {key!r:.60}, found {answers[key]!r:.60}")
         return self._store([(kind, _encodable(key), _encodable(text), "ok") for key, text in answers.items()])
 
     def _answer(self, entry: tuple[str, str], ask: Callable[[], str]) -> ToolResult:
         stored = self._stored(entry)
-        if stored and (self.mode != "refresh" or entry in self._refreshed):
+        fresh = stored and stored.text != NOTHING and (self.mode != "refresh" or entry in self._refreshed)
+        if fresh or (stored and self.mode == "offline"):
             return replace(stored, cached=True)
         if self.mode == "offline":
             return ToolResult("Error: this is not in the cache, and the web is switched off.", "error", fault=True)
@@ -110,9 +124,10 @@ class Cache:
         return row and ToolResult(*row)
 
     def _store(self, rows: list[tuple]) -> int:
-        verb = "REPLACE" if self.mode == "refresh" else "INSERT OR IGNORE"
+        again = f"UPDATE SET text = excluded.text, outcome = excluded.outcome WHERE text = '{NOTHING}' OR "
+        sql = f"INSERT INTO answers VALUES (?, ?, ?, ?) ON CONFLICT DO {again}{int(self.mode == 'refresh')}"
         with self._lock, self._db:
-            return self._db.executemany(f"{verb} INTO answers VALUES (?, ?, ?, ?)", rows).rowcount
+            return self._db.executemany(sql, rows).rowcount
 
 
 def _encodable(text: str) -> str:
@@ -121,13 +136,10 @@ def _encodable(text: str) -> str:
 
 
 # ---------------------------------------------------------------------------------- one HTTP request
-
 _tls = cache(ssl.create_default_context)
 
 
-def request(
-    address: str, deadline: float, trusted: Collection[str] | None = (), headers: dict | None = None, body=None
-) -> tuple[int, httpx2.Headers, bytes]:
+def request(address: str, deadline: float, trusted: Collection[str] | None = (), headers=None, body=None) -> tuple:
     """One exchange over HTTP, POST if there is a body, over by `deadline` (of time.monotonic) whatever happens.
 
     Returns status, headers and body, cut to PAGE_BYTES and unpacked. Raises WebError. Only public addresses are asked,
@@ -155,6 +167,20 @@ def request(
         raise WebError(f"the server gave no usable answer ({kind}).", fault=True) from None
     finally:
         network.hang_up()
+
+
+def request_patiently(address: str, deadline: float, *how) -> tuple[int, httpx2.Headers, bytes]:
+    """`request`, asked again when the Retry-After of a busy server says so; too late for the deadline is a fault."""
+    while True:
+        status, found, body = request(address, deadline, *how)
+        if status not in (429, 503) or "retry-after" not in found:
+            return status, found, body
+        told, seconds = found["retry-after"], 60.0  # for what is neither a number nor a date
+        with suppress(ValueError, OverflowError):
+            seconds = max(1.0, float(told) if told.isdigit() else parsedate_to_datetime(told).timestamp() - time.time())
+        if time.monotonic() + seconds > deadline:
+            raise WebError(f"the server is busy (status {status}) and asks to wait for {seconds:.0f} s.", fault=True)
+        time.sleep(seconds)
 
 
 def _checked(address: str, trusted: Collection[str] | None) -> httpx2.URL:
@@ -212,14 +238,12 @@ def _exchange(url: httpx2.URL, network: _PublicNetwork, headers: dict, body: byt
     target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     headers = {"Host": url.netloc, "User-Agent": AGENT, "Accept-Encoding": "gzip", "Connection": "close"} | headers
     method, data = "POST" if body else "GET", bytearray()
-    with (
-        httpcore2.ConnectionPool(_tls(), network_backend=network) as pool,
-        pool.stream(method, target, headers=headers, content=body) as answer,
-    ):
-        for piece in answer.iter_stream():
-            data += piece
-            if len(data) >= PAGE_BYTES:
-                break
+    with httpcore2.ConnectionPool(_tls(), network_backend=network) as pool:
+        with pool.stream(method, target, headers=headers, content=body) as answer:
+            for piece in answer.iter_stream():
+                data += piece
+                if len(data) >= PAGE_BYTES:
+                    break
     found, data = httpx2.Headers(answer.headers), bytes(data[:PAGE_BYTES])
     packing = found.get("content-encoding", "identity").strip().lower()
     if packing != "identity":
@@ -230,7 +254,6 @@ def _exchange(url: httpx2.URL, network: _PublicNetwork, headers: dict, body: byt
 
 
 # ---------------------------------------------------------------------------------- pages
-
 # Runs in the confined worker, after a line that sets `page` and `room`.
 READ_PAGE = """
 import io, sys
@@ -248,7 +271,7 @@ print(f"{title}\\n{text or html2txt(page)}".strip()[:room] or "(this page has no
 
 def reading_sandbox(cpu_seconds: float = 5) -> PythonSandbox:
     """A confined worker that turns documents into text."""
-    return PythonSandbox(workers=1, cpu_seconds=cpu_seconds, max_output=PAGE_CHARS, preload=("trafilatura",))
+    return PythonSandbox(workers=1, cpu_seconds=cpu_seconds, max_output=PAGE_CHARS + 1, preload=("trafilatura",))
 
 
 class Web:
@@ -278,17 +301,16 @@ class Web:
         if not re.fullmatch(r"text/.*|application/(xhtml\+xml|xml|json)", kind) or b"\0" in body:
             raise WebError(f"this page is not text ({kind[:50]}).")
         page = _decode(body, described)
-        if "html" in kind:
-            return self._read(page)
-        return (page if isinstance(page, str) else page.decode("utf-8", "replace"))[:PAGE_CHARS]
+        text = self._read(page) if "html" in kind else page if isinstance(page, str) else str(page, "utf-8", "replace")
+        cut = len(text) > PAGE_CHARS or len(body) == PAGE_BYTES
+        return text[: PAGE_CHARS - cut] + "…" * cut
 
     def _read(self, page: str | bytes) -> str:
         """Title and text of an HTML page."""
         marked = f"<html>{page}" if isinstance(page, str) else b"<html>" + page  # else a mere part is not read
-        text, outcome = self.sandbox.run(f"page, room = {marked!a}, {PAGE_CHARS}\n{READ_PAGE}")
+        text, outcome = self.sandbox.run(f"page, room = {marked!a}, {PAGE_CHARS + 1}\n{READ_PAGE}")
         if outcome == "error" and re.search("^(ModuleNotFound|Import)Error: ", text, re.MULTILINE):
-            reason = text.splitlines()[-1]
-            raise WebError(f"web pages are read with trafilatura: pip install trafilatura ({reason})", fault=True)
+            raise WebError(f"pages need trafilatura: pip install trafilatura ({text.splitlines()[-1]})", fault=True)
         if outcome != "ok":  # too long: a busy machine may be why
             raise WebError("this page could not be turned into text.", outcome, fault=outcome == "timeout")
         return text
@@ -299,7 +321,7 @@ class Web:
             if robots and not self._may_read(url, deadline):
                 raise WebError("the robots.txt of this site forbids this page.", "refused")
             self._wait_turn(url.host, deadline)
-            status, headers, body = request(address, deadline, self.trusted)
+            status, headers, body = request_patiently(address, deadline, self.trusted)
             if status not in (301, 302, 303, 307, 308) or "location" not in headers:
                 return status, headers, body
             try:
@@ -363,14 +385,11 @@ def _decode(body: bytes, described: str) -> str | bytes:
 
 
 # ---------------------------------------------------------------------------------- services
-
-
 def ask_service(url: str, headers: dict, payload: dict | None, seconds: float) -> dict:
     """The JSON that an endpoint of the user's choice answers with; POST if there is a payload. Raises WebError."""
-    body = json.dumps(payload).encode() if payload else None
-    headers = headers | {"Content-Type": "application/json"}
+    headers, body = headers | {"Content-Type": "application/json"}, json.dumps(payload).encode() if payload else None
     try:
-        status, _, answer = request(url, time.monotonic() + seconds, None, headers, body)
+        status, _, answer = request_patiently(url, time.monotonic() + seconds, None, headers, body)
     except WebError as error:  # a name or an address that is wrong is no fault of the query
         raise WebError(str(error), error.result.outcome, fault=True) from None
     if status != 200:  # 400 and 422 are about this query, all else about the service or the key
@@ -393,14 +412,12 @@ class WebSearch:
 
     def __init__(self, provider: str, cache: Cache, top_k: int = 3, url: str | None = None, seconds: float = 10.0):
         self.provider, self.cache, self.top_k, self.seconds = provider, cache, top_k, seconds
-        self.url = url or self.URLS[provider]
-        self._key = os.environ.get(f"{provider.upper()}_API_KEY", "")
+        self.url, self._key = url or self.URLS[provider], os.environ.get(f"{provider.upper()}_API_KEY", "")
         if not self._key and cache.mode != "offline":
             raise ValueError(f"no key: set the environment variable {provider.upper()}_API_KEY")
 
     def __call__(self, query: str) -> ToolResult:
-        query = normal_query(query)
-        if not query:
+        if not (query := normal_query(query)):
             return ToolResult("Error: the query has no words.", "error")
         kind = f"search {self.provider} {self.top_k}"  # answers of another service or length are other answers
         return self.cache.get(kind, query, lambda: self._ask(query))
@@ -409,13 +426,14 @@ class WebSearch:
         return ToolResult(self._ask("weather") if self.cache.mode != "offline" else "")
 
     def _ask(self, query: str) -> str:
+        self.cache.pay()
         if self.provider == "serper":
             payload, names = {"q": query, "num": self.top_k}, ("title", "link", "snippet")
-            hits = ask_service(self.url, {"X-API-KEY": self._key}, payload, self.seconds).get("organic")
+            found = ask_service(self.url, {"X-API-KEY": self._key}, payload, self.seconds)
         else:
             url, names = f"{self.url}?q={quote(query)}&count={self.top_k}", ("title", "url", "description")
-            web = ask_service(url, {"X-Subscription-Token": self._key}, None, self.seconds).get("web")
-            hits = (web or {}).get("results")
+            found = ask_service(url, {"X-Subscription-Token": self._key}, None, self.seconds).get("web") or {}
+        hits = found.get("organic", found.get("results"))
         # Brave marks words with tags and entities.
         plain = lambda text: " ".join(html.unescape(re.sub(r"</?\w+>", "", str(text))).split())
         rows = [[plain(hit.get(name, "")) for name in names] for hit in (hits or [])[: self.top_k]]
@@ -432,7 +450,7 @@ class Reader:
         prompt = (
             f"In at most 150 words, write down what this page says about: {words}\n"
             f"Use the page alone; if it says nothing about this, say so.\n\n{text[: self.page_chars]}"
-        )
+        ) + "…" * (len(text) > self.page_chars)
         key = sha256(_encodable(prompt).encode()).hexdigest()
         result = self.cache.get(f"read {self.name}", key, lambda: self.ask(prompt))
         if result.fault:
@@ -443,10 +461,10 @@ class Reader:
 def ask_endpoint(url: str, model: str, prompt: str, seconds: float = 60.0) -> str:
     """What a model behind an OpenAI-compatible endpoint says; raises WebError."""
     key = os.environ.get("OPENAI_API_KEY", "none")  # servers of one's own mostly want none
-    message = {"role": "user", "content": prompt}
-    payload = {"model": model, "messages": [message], "temperature": 0, "max_tokens": 400}
+    payload = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 400}
     answer = ask_service(f"{url.rstrip('/')}/chat/completions", {"Authorization": f"Bearer {key}"}, payload, seconds)
-    try:
-        return str(answer["choices"][0]["message"]["content"])
-    except (LookupError, TypeError):
-        raise WebError("the endpoint's answer holds no message.", fault=True) from None
+    with suppress(LookupError, TypeError, AttributeError):
+        choice = answer["choices"][0]
+        if text := choice["message"]["content"].strip():
+            return text + "…" * (choice.get("finish_reason") == "length")
+    raise WebError("the endpoint's answer holds no message.", fault=True)

@@ -49,8 +49,11 @@ def test_a_mixture_has_of_each_source_what_its_weight_says(tmp_path):
     assert counts(f"{a}=0.5,{b}=0.5") == [40, 40] and counts(f"{a}=1,{b}=3") == [33, 100]
     assert counts(f"{a}=0.2,{b}=0.6", 40) == [10, 30] and counts(f"{a}=1") == [40, 0] and counts(b) == [0, 100]
     assert sources_of(f"{a}=0.2,{b}=0.8") == [a, b] and sources_of("world") == ["world"]
-    for wrong in (f"{a}=0,{b}=1", f"{a}=x", f"{a},{b}", f"{a}=0.5,", f"=1,{b}=1", f"{a}=-1,{b}=1"):
+    for wrong in (f"{a}=0,{b}=1", "world=x", "world,gsm8k", f"{a}=0.5,", f"=1,{b}=1", f"{a}=-1,{b}=1"):
         with pytest.raises(ValueError, match="expected one source, or name=weight,name=weight with weights above 0"):
+            load_questions(wrong, "all")
+    for wrong in (f"{a}=x", f"{a},{b}"):
+        with pytest.raises(ValueError, match="no such file"):
             load_questions(wrong, "all")
 
 
@@ -203,12 +206,20 @@ GOOD = b'{"question": "x", "answer": 1}\n'
         (b'{"answer": 1}', "line 1: expected a text under one of question, problem, .*, found None"),
         (b'{"question": " ", "answer": 1}', "expected a text under one of"),
         (b'{"question": 5, "answer": 1}', "expected a text under one of"),
-        (b'{"question": "x"}', "expected a text, a number or a list of them as the answer, found None"),
-        (b'{"question": "x", "answer": null}', "as the answer, found None"),
-        (b'{"question": "x", "answer": {"value": 1}}', "as the answer, found {'value': 1}"),
+        (b'{"Frage": "x", "answer": 1}', "found None; the row has Frage, answer$"),
+        (
+            b'{"question": "x"}',
+            "a list of them as the answer under one of answer, .*, found None; the row has question$",
+        ),
+        (b'{"question": "x", "response": "y"}', "the row has question, response$"),
+        (b'{"question": "x", "answer": null}', "as the answer .*, found None"),
+        (b'{"question": "x", "answer": {"start": 1}}', "as the answer .*, found {'start': 1}"),
         (b'{"question": "x", "answer": [["a"]]}', "as the answer"),
-        (b'{"question": "x", "answer": true}', "as the answer, found True"),
-        (b'{"question": "x", "answer": NaN}', "as the answer, found nan"),
+        (b'{"question": "x", "answer": NaN}', "as the answer .*, found nan"),
+        (b'{"question": "x", "answer": 1e400}', "as the answer .*, found inf"),
+        (b'[{"question": "x", "answer": 1}]', "expected an object, found list .an array of rows is named .json"),
+        (b"[\n" + GOOD + b"]", "expected an object on each line, found one over several; an array is named .json"),
+        (b'{"prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', "found 2"),
         (b'{"question": "x", "answer": 1, "metric": "bleu"}', "expected a metric out of em, f1, math, found 'bleu'"),
         (b"[" * 100_000, "line 1: "),
         (b'{"canary": "GUID xbench", "answer": "1"}', "line 1: 'prompt'"),
@@ -240,7 +251,9 @@ def test_a_parquet_file_of_the_official_shape(tmp_path, monkeypatch):
     write_table(pyarrow.Table.from_pylist([official_row(), official_row(ability=None)]), path)
     math, search = load_questions(str(path), "all")
     assert (math.question, math.answers, math.metric) == (r"in \boxed{}", (r"3 \frac12",), "math")
-    assert search.metric == "f1" and search.id == "train-2"
+    assert search.id == "train-2" and search.metric == "math"  # by its answer
+    write_table(pyarrow.Table.from_pylist([official_row(ability=ability) for ability in ("qa", "MATH")]), path)
+    assert [q.metric for q in load_questions(str(path), "all")] == ["f1", "math"]
     write_table(pyarrow.Table.from_pylist([official_row(), official_row(extra_info=None, prompt=None)]), path)
     with pytest.raises(ValueError, match="row 2: expected a text under one of"):
         load_questions(str(path), "all")
@@ -250,6 +263,180 @@ def test_a_parquet_file_of_the_official_shape(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match="pip install pyarrow"):
         load_questions(str(path), "all")
+
+
+def rows_file(folder, *rows, name="own.jsonl"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def own(count, text="How much is {}?"):
+    return [{"question": text.format(n), "answer": str(n)} for n in range(count)]
+
+
+def splits(data):
+    return [[q.question for q in load_questions(data, split)] for split in ("train", "dev", "test")]
+
+
+def test_repeats_of_a_question_are_in_one_split(tmp_path, capsys):
+    """Guards: a set with each prompt a hundred times, of which every held-out question was trained on."""
+    rows = own(30) * 10 + [row | {"question": f" {row['question'].upper()} "} for row in own(30)]
+    parts = splits(rows_file(tmp_path, *rows))
+    assert sum(map(len, parts)) == 330 and [len({q.strip().lower() for q in part}) for part in parts] == [24, 3, 3]
+    assert not set.intersection(*({q.strip().lower() for q in part} for part in parts))
+    assert "300 of 330 rows repeat a question" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected at least 10 .*, found 9 different ones"):
+        load_questions(rows_file(tmp_path, *own(9) * 5), "train")
+
+
+def test_questions_that_differ_in_a_sign_are_no_repeats(tmp_path, capsys):
+    rows = [{"question": f"What is {n} {sign} 2?", "answer": "?"} for n in range(5) for sign in "+-*/^"]
+    assert [len(part) for part in splits(rows_file(tmp_path, *rows))] == [20, 2, 3]
+    assert "repeat" not in capsys.readouterr().err
+
+
+def test_the_files_of_a_mixture_share_no_question_across_splits_and_no_id(tmp_path):
+    a = rows_file(tmp_path, *own(20), *own(10, "Who is {}?"), name="a/train.jsonl")
+    b = rows_file(tmp_path, *own(20)[::-1], *own(10, "Where is {}?"), name="b/train.jsonl")
+    train, dev, test = (set(part) for part in splits(f"{a}=1,{b}=1"))
+    assert not (train & dev or train & test or dev & test)
+    ids = [question.id for question in load_questions(f"{a}=1,{b}=1", "all")]
+    assert len(ids) == len(set(ids)) == 60
+    same = load_questions(rows_file(tmp_path, *(row | {"id": n % 2} for n, row in enumerate(own(12)))), "all")
+    assert len({question.id for question in same}) == 12 and same[0].id == "own-0"
+
+
+SHAPES = {  # a row of each shape that others write; question, answers and metric
+    "Search-R1": (
+        {"data_source": "nq", "question": "a?", "golden_answers": ["X", "Y"], "ability": "fact-reasoning",
+         "prompt": [{"role": "user", "content": "Answer: a?"}],
+         "reward_model": {"style": "rule", "ground_truth": {"target": ["X", "Y"]}}}, "a?", ("X", "Y"), "f1",
+    ),
+    "DAPO": (
+        {"data_source": "math_dapo", "prompt": [{"role": "user", "content": "a?"}], "ability": "MATH",
+         "reward_model": {"ground_truth": "34"}, "extra_info": {"index": "u"}}, "a?", ("34",), "math",
+    ),
+    "Skywork": ({"prompt": [{"role": "user", "content": "a?"}], "ability": "math",
+                 "reward_model": {"ground_truth": '["34"]'}}, "a?", ("34",), "math"),
+    "TRL": ({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a?"}],
+             "solution": r"So \boxed{5}."}, "a?", ("5",), "math"),
+    "parts": ({"prompt": [{"role": "User", "content": [{"type": "text", "text": "a?"}]}], "answer": 5},
+              "a?", ("5",), "em"),
+    "messages as JSON": ({"prompt": '[{"role": "user", "content": "a?"}]', "answer": "b"}, "a?", ("b",), "em"),
+    "DeepScaleR": ({"problem": "a?", "answer": r"-\frac{2}{3}", "solution": "."}, "a?", (r"-\frac{2}{3}",), "math"),
+    "MATH": ({"problem": "a?", "level": "Level 5", "type": "Algebra", "solution": r"\boxed{5}"}, "a?", ("5",), "math"),
+    "DeepMath": ({"question": "a?", "final_answer": "x^{2}"}, "a?", ("x^{2}",), "math"),
+    "AIME": ({"Problem": "a?", "Answer": 204}, "a?", ("204",), "em"),
+    "GSM8K": ({"question": "a?", "answer": "16 - 3 = 13\n#### 1,013"}, "a?", ("1,013",), "math"),
+    "no GSM8K": ({"question": "a?", "answer": "C# and #### sign"}, "a?", ("C# and #### sign",), "em"),
+    "an interval": ({"problem": "a?", "answer": "[1, 2]"}, "a?", ("[1, 2]",), "em"),
+    "WebQuestions": ({"question": "a?", "answers": ["X", "Y"]}, "a?", ("X", "Y"), "em"),
+    "TriviaQA": ({"question": "a?", "answer": {"value": "X", "aliases": ["Y"]}}, "a?", ("X", "Y"), "em"),
+    "SQuAD": ({"question": "a?", "answers": {"text": ["X"], "answer_start": [3]}}, "a?", ("X",), "em"),
+    "StrategyQA": ({"question": "a?", "answer": True}, "a?", ("yes", "true"), "em"),
+    "Alpaca": ({"instruction": "Name it.", "input": "a", "output": "X"}, "Name it.\n\na", ("X",), "em"),
+    "no gold": ({"question": "a?", "answer": "?"}, "a?", (), "em"),
+    "half a character": ({"question": "a\ud800?", "answer": "b"}, "a?", ("b",), "em"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_every_shape(tmp_path, shape, capsys):
+    row, question, answers, metric = SHAPES[shape]
+    (found,) = load_questions(rows_file(tmp_path, row), "all")
+    assert (found.question, found.answers, found.metric) == (question, answers, metric)
+    assert f"1 questions (all), metric {metric} 1" in capsys.readouterr().err
+    assert load_questions(rows_file(tmp_path, row), "all", metric="f1")[0].metric == "f1"
+
+
+def test_the_metric_is_the_same_for_a_file_and_can_be_set(tmp_path, capsys):
+    """Guards: LaTeX compared as words. A tenth of the answers that look like mathematics is enough."""
+    formula = {"question": "slope?", "answer": r"-\frac{2}{3}x + \sqrt{12}"}
+    path = rows_file(tmp_path, *own(9), formula)
+    slope = load_questions(path, "all")[-1]
+    assert slope.metric == "math" and accuracy(slope, r"2\sqrt{3} - \frac{2x}{3}") == 1
+    assert "metric math 10 (another: --metric)" in capsys.readouterr().err
+    assert {q.metric for q in load_questions(rows_file(tmp_path, *own(10), formula), "all")} == {"em"}
+    assert load_questions("world", "dev", 1, "f1")[0].metric == "f1"
+    with pytest.raises(ValueError, match="expected a metric out of em, f1, math, found 'bleu'"):
+        load_questions("world", "dev", 1, "bleu")
+
+
+def test_what_is_not_read_is_counted_and_told(tmp_path, capsys):
+    row = {"question": "a?", "problem": "b?", "input": "c", "answer": "5", "target": "6", "options": ["x"], "id": 1}
+    last = {"question": "b?", "answer": "", "final_answer": "7"}
+    found = load_questions(rows_file(tmp_path, row, {"question": "c?", "answer": ""}, *own(2), last), "all")
+    said = capsys.readouterr().err
+    assert "not read: problem 1, input 1, target 1, options 1" in said and found[-1].answers == ("7",)
+    assert "1 of 5 rows without an answer, kept (line 2 first)" in said
+
+
+def test_a_few_bad_rows_are_told_and_many_are_an_error(tmp_path, capsys):
+    assert len(load_questions(rows_file(tmp_path, *own(9), {"answer": 1}), "all")) == 9
+    assert "own.jsonl, line 10: expected a text" in (said := capsys.readouterr().err) and "1 of 10 rows skipped" in said
+    with pytest.raises(ValueError, match="own.jsonl, line 1: expected a text .* 2 of 12 rows are bad"):
+        load_questions(rows_file(tmp_path, {"answer": 1}, *own(10), {"answer": 1}), "all")
+
+
+@pytest.mark.parametrize("name", ["lr=0.1/q.jsonl", "lr=0.1,b=2.jsonl", "a b,c.jsonl", "runs/x=1/q.jsonl", "UP.JSONL"])
+def test_a_file_that_exists_is_a_file(tmp_path, monkeypatch, name):
+    """Guards: a folder named after a setting, which was taken for a mixture."""
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path, *own(12), name=name)
+    for spelled in (name, f"./{name}", str(tmp_path / name)):
+        assert len(load_questions(spelled, "all")) == 12 and sources_of(spelled) == [spelled]
+    assert sources_of(f"{name}=0.5,world=0.5") == [name, "world"]
+    assert len(load_questions(f"{name}=0.5,world=0.5", "all")) == 24
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_questions(f"~/{name}", "all")) == 12
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nope.jsonl", "^nope.jsonl: no such file$"), ("d/quests.csv", "no such file; did you mean questions.csv"),
+        ("d/questions.jsnl", "no such file"), ("runs/nope", "no such file"), ("./nope", "no such file"),
+        ("~/nope.jsonl", "^~/nope.jsonl: no such file"), ("~nobody-here/q.csv", "no such file"),
+        ("lr=0.1/q.jsonl", "no such file"), ("d/", "a folder and no"),
+        ("owner/set", "pip install datasets.; and there is no file owner/set"), ("gsm9k", "; did you mean gsm8k"),
+        ("x.jsonl.gz", "expected a file that ends in .json, .jsonl, .parquet, .csv, .tsv; unpack"),
+    ],
+)  # fmt: skip
+def test_a_name_that_means_nothing(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    rows_file(tmp_path, name="d/questions.csv")
+    (tmp_path / "x.jsonl.gz").touch()
+    with pytest.raises(ValueError, match=message):
+        load_questions(name, "all")
+
+
+@pytest.mark.parametrize(
+    "text", ["question,answer\nWhat, now?,x", "question;answer\nWhat, now?;é", "\ufeffQuestion\tAnswer\nWhat, now?\té"]
+)
+def test_csv(tmp_path, text):
+    path = tmp_path / "q.csv"
+    path.write_text(text.replace("What, now?,", '"What, now?",'), encoding="utf-8")
+    (found,) = load_questions(str(path), "all")
+    assert (found.question, *found.answers) in (("What, now?", "x"), ("What, now?", "é"))
+    path.write_text("question,answers\na,\"['x', 'y']\"\nb,1,2\n")
+    with pytest.raises(ValueError, match="q.csv, row 2: expected 2 values as in the heading, found more: ..2"):
+        load_questions(str(path), "all")
+    path.write_text("question,answers\na,\"['x', 'y']\"\n")
+    assert load_questions(str(path), "all")[0].answers == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [('{"data": [1]}', "expected an array, found dict with a list under data"),
+     ('{"question": "a", "answer": 1}\n{"question": "b", "answer": 1}', "lines of JSON are named .jsonl")],
+)  # fmt: skip
+def test_json_of_another_kind(tmp_path, text, message):
+    (tmp_path / "q.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_questions(str(tmp_path / "q.json"), "all")
 
 
 def test_repair():

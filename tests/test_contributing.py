@@ -169,4 +169,4 @@ def test_a_method_and_an_advantage_estimator(tmp_path):
     assert (settings["branch_rule"], settings["advantage"], settings["num_initial"]) == ("coin", "median", 4)
     step = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert step["step"] == 1 and step["trained"] > 0 and math.isfinite(step["loss"]) and step["grad_norm"] > 0
-    assert "arpo-coin, greedy" in table
+    assert "arpo-coin, last step, greedy" in table

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 import train
 from arpo import Policy
-from data.conversations import SETS, load_conversations
+from data.conversations import SETS, describe_skipped, load_conversations
 from data.format import encode_prompt, read_answer
 from data.models import TINY
 
@@ -59,7 +60,17 @@ SHAPES = {
     "a policy in several messages": (
         openai(("user", ASKED), ("assistant", CALL[:21]), ("assistant", WHOLE[21:])), TURNS
     ),
-    "Alpaca with an input": ({"instruction": "You are an assistant.", "input": ASKED, "output": WHOLE}, TURNS),
+    "Alpaca with its task in the input": ({"instruction": " ", "input": ASKED, "output": WHOLE}, TURNS),
+    "OpenAI's parts": (
+        openai(("User", [{"type": "text", "text": ASKED}]), ("ASSISTANT", [{"type": "text", "text": WHOLE}])), TURNS
+    ),
+    "messages as JSON": ({"messages": json.dumps(openai(("user", ASKED), ("assistant", WHOLE))["messages"])}, TURNS),
+    "ms-swift's roles": (
+        openai(("user", ASKED), ("tool_call", CALL), ("tool_response", RESULT), ("assistant", ANSWER)), TURNS
+    ),
+    "results of a notebook": (
+        openai(("user", ASKED), ("assistant", CALL), ("ipython", RESULT), ("assistant", ANSWER)), TURNS
+    ),
     "Alpaca without one": ({"instruction": ASKED, "input": " ", "output": WHOLE}, TURNS),
     "STILL": (
         thought(r"So \boxed{5}, no: $\boxed{\frac{12}{2}}$."),
@@ -80,6 +91,50 @@ def test_every_shape_gives_the_same_turns(tmp_path, shape):
     ((talk,), skipped) = load_conversations(write(tmp_path, row))
     assert talk.question == ASKED and talk.turns == turns and talk.place == "line 1" and not skipped
     assert read_answer([text for text, _ in talk.turns])
+
+
+def asked_of(tmp_path, *rows):
+    return [talk.question for talk in load_conversations(write(tmp_path, *rows))[0]]
+
+
+def test_instruction_and_input_are_both_the_question(tmp_path, capsys):
+    """Guards: "Name the capital." and "Name the currency." of Norland, which both became "Norland"."""
+    pairs = [("Name the capital.", "Norland"), ("Name the currency.", "Norland"), ("Name the capital.", "Arden")]
+    rows = [{"instruction": task, "input": about, "output": WHOLE} for task, about in pairs]
+    assert asked_of(tmp_path, *rows) == ["\n\n".join(pair) for pair in pairs]
+    assert asked_of(tmp_path, rows[0]) == ["Name the capital.\n\nNorland"] and capsys.readouterr().err == ""
+    assert asked_of(tmp_path, rows[0], rows[2]) == ["Norland", "Arden"]  # the same in all: a system prompt
+    assert "of 2 rows are dropped" in capsys.readouterr().err
+    assert asked_of(tmp_path, openai(("system", "a"), ("user", "b"), ("assistant", WHOLE))) == ["b"]
+    assert "of 1 rows are dropped" in capsys.readouterr().err
+
+
+CALLS_ELSEWHERE = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "python"}}]}
+UNUSABLE = {
+    "calls in tool_calls": {"messages": [{"role": "user", "content": "a"}, CALLS_ELSEWHERE]},
+    "calls as tool_call": openai(("user", "a"), ("assistant", '<tool_call>{"name": "x"}</tool_call>')),
+    "calls as code": openai(("user", "a"), ("assistant", "<code>2 * 3</code>"), ("tool", "6"), ("assistant", ANSWER)),
+    "calls as JSON": openai(("user", "a"), ("function_call", '{"name": "python", "arguments": {}}')),
+    "several questions \\(history\\)": {"instruction": "a", "output": WHOLE, "history": [["b", "c"]]},
+    "needs its images": openai(("user", "a"), ("assistant", WHOLE)) | {"images": ["a.png"]},
+    "found 'hm' of 'critic'": openai(("critic", "hm")),
+    "found question, answers": {"question": "a", "answers": "b"},
+    r"found messages \(empty\)": {"messages": []},
+    "expected an object, found list": [1],
+}
+
+
+@pytest.mark.parametrize("reason, row", UNUSABLE.items())
+def test_a_row_that_cannot_be_used_is_left_out_for_a_reason_that_is_named(tmp_path, reason, row):
+    """Guards: one bad row that ends the run, and a file that is dropped row by row as "format"."""
+    path = write(tmp_path, *[sharegpt(f"Q{n}?", WHOLE) for n in range(3)], row)
+    talks, skipped = load_conversations(path)
+    assert len(talks) == 3 and list(skipped) == ["line 4"] and re.search(reason, skipped["line 4"])
+    assert re.search(reason, describe_skipped(path, 4, skipped))
+
+
+def test_a_thought_about_code_is_no_call(tmp_path):
+    assert asked_of(tmp_path, sharegpt(ASKED, ANSWER.replace("So.", "So <code>x</code>."))) == [ASKED]
 
 
 def test_a_json_array_and_a_parquet_file(tmp_path):
@@ -110,7 +165,7 @@ def hub(monkeypatch):
 
 
 def test_sets_by_name(hub, capsys):
-    rows = {"arpo-sft": "the authors' ShareGPT", "tool-star": "Alpaca with an input", "still": "STILL"}
+    rows = {"arpo-sft": "the authors' ShareGPT", "tool-star": "Alpaca with its task in the input", "still": "STILL"}
     for name, known in SETS.items():
         hub.rows = [SHAPES[rows[name]][0]]
         for spelled in (name, name.upper(), known.hub, known.hub.lower(), known.hub.split("/")[1]):

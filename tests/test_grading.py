@@ -9,7 +9,7 @@ from conftest import ScriptedSampler, grow
 from data import Question
 from data import grading as grading_module
 from data.format import ToolResult, encode_result, system_prompt
-from data.grading import accuracy, exact_match, f1, hierarchical_reward, math_equal, overlong_penalty
+from data.grading import METRICS, accuracy, exact_match, f1, hierarchical_reward, math_equal, overlong_penalty
 from eval import score_leaves
 
 # fmt: off
@@ -102,6 +102,59 @@ def test_formulas(answer, gold, verdict):
     assert math_equal(answer, [gold]) == verdict
 
 
+READER = [  # answer, accepted answer, metric, verdict of a careful reader
+    # units are a list, not any word
+    ("5 wrong", "5", "math", 0), ("5 squared", "5", "math", 0), ("5 cubed", "5", "math", 0), ("5 not", "5", "math", 0),
+    (r"5 \text{wrong}", "5", "math", 0), ("5 is wrong", "5", "math", 0), ("5", "5 squared", "math", 0),
+    ("5 hundred", "5", "math", 0), ("5", "5 hundred", "math", 0), ("5 hundred", "500", "math", 1),
+    ("5 dozen", "60", "em", 1), ("5 min", "5 minutes", "math", 1), ("5 min", "5 m", "math", 0),
+    ("5 mm", "5 m", "math", 0),
+    ("5 lbs", "5 pounds", "math", 1), ("5 mph", "5 miles per hour", "math", 1), ("5 sq ft", "5 ft^2", "math", 1),
+    ("5 m/s", r"5 \text{ m/s}^2", "math", 0), (r"36\pi", r"36\pi \text{ square inches}", "math", 1),
+    ("5 °C", "5 °F", "math", 0), ("12", r"12 \text{ students}", "math", 1), ("13", r"12 \text{ students}", "math", 0),
+    ("5 wrong", "5", "em", 0), ("5 cm", "5", "em", 0),
+    # "~" is a space
+    (r"5~\text{cm}", "5", "math", 1), ("5 cm", r"5\mathrm{~cm}", "math", 1), ("5", r"5\text{~m}", "math", 1),
+    ("5 km/h", r"5\mathrm{~km}/\mathrm{h}", "math", 1), ("5 cm", r"5\mathrm{~cm}^{2}", "math", 0),
+    # numbers side by side are not added, multiplied or put together
+    ("41 53", "94", "math", 0), (r"41\quad 53", "94", "math", 0), ("41 53", "4153", "math", 0), ("5 6", "5", "math", 0),
+    ("41 + 53", "94", "math", 1), ("2 1/2", "2.5", "math", 1), ("41 53/2", "67.5", "math", 0), ("41 53", "94", "em", 0),
+    # what announces an answer
+    ("= 5", "5", "math", 1), ("= 5", "5", "em", 1), ("x = 5", "5", "em", 1), ("x = 5", "y = 5", "math", 0),
+    ("f(x) = 5", "5", "f1", 1), ("The final answer is: 5", "5", "em", 1), ("So the answer is **5**", "5", "math", 1),
+    ("Answer: Paris", "Paris", "f1", 1), ("Answer: Rome", "Paris", "em", 0), ("The answer is: 6", "5", "em", 0),
+    # money
+    ("€5", "5", "em", 1), ("€5", "5", "math", 1), ("$5", "5", "math", 1), ("5 €", "€5", "em", 1), ("€5", "$5", "em", 0),
+    ("£5", r"\$5", "math", 0), ("US$5", "5 dollars", "math", 1), ("€5 million", "5,000,000", "em", 1),
+    # spaces that nobody sees
+    ("\u200b5", "5", "em", 1), ("5\ufeff", "5", "math", 1), ("1\u2009200", "1200", "em", 1), ("\u200b", "a", "em", 0),
+    ("Pa\u00adris", "Paris", "em", 1), ("5\u202fcm", "5", "math", 1),
+    # marks: of European letters they are folded, of other scripts they are vowels
+    ("मुंबई", "मंबई", "em", 0), ("दिल", "दल", "f1", 0), ("ไก่", "ไก", "em", 0), ("மா", "ம", "f1", 0), ("সি", "সা", "em", 0),
+    ("كِتاب", "كُتاب", "em", 0), ("שָׁלוֹם", "שִׁלוֹם", "em", 0), ("край", "краи", "em", 0), ("Пу́тин", "Путин", "em", 1),
+    ("Łódź", "Lodz", "em", 1), ("Nguyễn", "Nguyen", "f1", 1), ("10²", "102", "em", 0), ("हिन्दी।", "हिन्दी", "em", 1),
+    # boxes, bases, signs
+    (r"\boxed{\boxed{42}}", "42", "math", 1), (r"\boxed{41}\boxed{42}", "42", "em", 0), ("12_8", "12", "math", 0),
+    ("－3", "-3", "math", 1), (r"\(5\)", "5", "em", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, gold, metric, verdict", READER)
+def test_a_careful_reader_agrees(answer, gold, metric, verdict):
+    assert METRICS[metric](answer, [gold]) == verdict
+
+
+def test_a_hostile_answer_does_not_keep_the_next_one_waiting():
+    """Guards: one worker, which a tower of powers held for 2 s of CPU time, and on a busy machine for 6 s."""
+    math_equal("x+8", ["8+x"])  # both workers have started
+    finished = []
+    with ThreadPoolExecutor(2) as pool:
+        for answer, gold in (("8^{8^{8^8}}", "x+8"), ("x+9", "9+x")):
+            pool.submit(math_equal, answer, [gold]).add_done_callback(lambda _, answer=answer: finished.append(answer))
+            time.sleep(0.3)
+    assert finished == ["x+9", "8^{8^{8^8}}"]
+
+
 @pytest.mark.parametrize("bomb", ["9^{9^{9^9}}", "10000000!", "((" * 400])
 def test_a_hostile_answer_costs_two_seconds_in_any_thread(bomb):
     """Guards: math-verify's own limits are signals, which raise in a thread; without them it never ends."""
@@ -130,7 +183,9 @@ def test_the_reward_is_hierarchical():
     assert hierarchical_reward(1.0, False, {"search", "python"}) == -1
     assert hierarchical_reward(0.0, True, {"search", "python"}) == 0
     assert hierarchical_reward(1.0, True, {"search"}) == 1
-    assert hierarchical_reward(0.5, True, {"search", "python"}) == pytest.approx(0.6)
+    assert hierarchical_reward(0.6, True, {"search", "python"}) == pytest.approx(0.7)
+    of = f1("of", ["University of Oxford"])  # a word that says nothing does not buy the bonus
+    assert hierarchical_reward(of, True, {"search", "python"}) == of == 0.5
     assert accuracy(Question("q", "unanswered", ()), "5") == 0
 
 

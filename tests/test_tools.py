@@ -1,7 +1,9 @@
 """The tag grammar, the search engine, the browser and the toolbox."""
 
 import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -142,11 +144,101 @@ def test_a_corpus_on_disk_is_searched_from_many_threads_and_browsed(corpus):
 
 def test_a_corpus_that_cannot_be_indexed_says_why_and_leaves_nothing(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"title": "a", "text": "b"}\n{"title": "a"}\n')
-    with pytest.raises(ValueError, match="c.jsonl, line 2: expected title and text as JSON, found .{.title.: .a.}."):
+    with pytest.raises(
+        ValueError, match="c.jsonl, line 2: expected title and text .*; of keys it has title .str., found"
+    ):
         index_corpus(tmp_path / "c.jsonl")
     with pytest.raises(OSError, match="none.jsonl"):
         index_corpus(tmp_path / "none.jsonl")
     assert [file.name for file in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def indexed(tmp_path, *rows):
+    """What is found of rows, each JSON or bytes: (title, text, address)."""
+    file = tmp_path / "rows.jsonl"
+    file.with_suffix(".db").unlink(missing_ok=True)
+    file.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
+    return Corpus.open(file)._rows("SELECT title, text, address FROM passages")
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ({"id": "7", "contents": '"Aaron"\nHe was one.'}, ("Aaron", "He was one.", "7")),  # wiki-18
+        ({"id": 7, "contents": '"Aaron"\r\nHe was one.'}, ("Aaron", "He was one.", "7")),
+        ({"id": "7", "contents": 'He said "so".\nAnd so on.'}, ("", 'He said "so".\nAnd so on.', "7")),
+        ({"_id": "d1", "title": "A", "text": "one", "metadata": {}}, ("A", "one", "d1")),  # BEIR
+        ({"id": 1, "url": "http://a/b", "title": "A", "content": "one"}, ("A", "one", "http://a/b")),
+        ({"docid": "D1", "url": "", "title": "A", "body": "one"}, ("A", "one", "D1")),
+        ({"title": "A", "passage": "one", "url": None}, ("A", "one", "1")),
+        ({"title": 1984, "text": "one"}, ("1984", "one", "1")),
+        ({"title": "A", "text": None}, ("A", "", "1")),
+        ({"title": "A", "text": ""}, ("A", "", "1")),
+        (b'{"title": NaN, "text": "one", "url": NaN}', ("", "one", "1")),  # as data frames write them
+        ({"title": "A", "text": "one", "url": " New\u00a0York "}, ("A", "one", "New_York")),  # browse takes one word
+        (b'\xef\xbb\xbf{"title": "A", "text": "one"}\r', ("A", "one", "1")),
+        (b'\xef\xbb\xbf\r\n \n{"title": "A", "text": "one"}\n\n', ("A", "one", "3")),
+        (b'{"title": "A", "text": "\\ud83d one"}', ("A", "? one", "1")),
+    ],
+)
+def test_rows_of_the_usual_shapes_are_read(tmp_path, row, found):
+    assert indexed(tmp_path, row) == [found]
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        ({"headline": "A", "words": ["one"]}, r"line 2: .*of keys it has headline .str., words .list."),
+        ({"title": "A", "text": ["one"]}, r"line 2: .*title .str., text .list."),
+        ({"title": {"en": "A"}, "text": "one"}, r"line 2: .*title .dict., text .str."),
+        ({"title": "", "text": None}, r"line 2: .*not both empty.*title .str., text .NoneType."),
+        ([{"title": "A", "text": "one"}], r"line 2: .*of keys it has none, found .{"),
+        (b"version https://git-lfs.github.com/spec/v1", r"line 2: Expecting value.*found version https"),
+        ('{"title": "A"}\n'.encode("utf-16"), "line 2: .*decode"),
+        (b'{"title": "\xe9", "text": "one"}', "line 2: .*decode byte 0xe9"),
+        (b"[" * 100_000, "line 2: .*recursion"),
+    ],
+)
+def test_other_rows_are_refused_in_a_line_that_names_their_keys(tmp_path, row, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        indexed(tmp_path, {"title": "Z", "text": "zero"}, row)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_other_pages_of_one_address_are_refused(tmp_path):
+    """Guards: pages that are mixed since their address, or the line that stands for it, comes twice."""
+    one = {"title": "A", "text": "one"}
+    for address in (None, ""):
+        assert len(indexed(tmp_path, one | {"address": address}, {"title": "B", "text": "two", "id": address})) == 2
+    for rows in ([one | {"id": 5}, {"title": "B", "text": "two", "id": "5"}], [one, one | {"title": "B", "id": 1}]):
+        with pytest.raises(ValueError, match="several titles have the address '[15]': .'A', 'B'."):
+            indexed(tmp_path, *rows)
+
+
+def test_what_is_no_index_is_said_at_once(tmp_path):
+    (tmp_path / "text.db").write_text("no database " * 999)
+    (tmp_path / "empty.db").touch()
+    (tmp_path / "empty.jsonl").touch()
+    with closing(sqlite3.connect(tmp_path / "old.db")) as db:
+        db.execute("CREATE VIRTUAL TABLE passages USING fts5(title, text)")
+        db.commit()
+    for name in ("text.db", "empty.db", "old.db", "empty.jsonl"):
+        with pytest.raises(ValueError, match="empty corpus, no index of one, or of another version") as caught:
+            Corpus.open(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    for name in ("google", "corpus.json", "corpus.jsonl.gz"):
+        with pytest.raises(ValueError, match=rf"expected a corpus \(.jsonl\) or its index \(.db\) .*{name}"):
+            Corpus.open(tmp_path / name)
+    (tmp_path / "rows.jsonl").write_text('{"title": "a", "text": "b"}')
+    (tmp_path / "rows.unfinished").mkdir()
+    with pytest.raises(OSError):
+        index_corpus(tmp_path / "rows.jsonl")
+
+
+def test_what_is_cut_is_marked():
+    corpus = Corpus([Passage("Belmor", "town/1", "0123456789")])
+    assert corpus.search("Belmor", snippet_chars=10).text == "[1] Belmor (town/1): 0123456789"
+    assert corpus.search("Belmor", snippet_chars=9).text == "[1] Belmor (town/1): 012345678…"
 
 
 def test_chinese_is_searched_by_pairs_of_characters_and_shown_as_written(corpus):
