@@ -32,7 +32,7 @@ from data.format import Tool, ToolCall, ToolResult, TrajectoryConfig, parse_call
 from data.settings import Limits, Natural, Positive, Settings
 from data.web import Cache, OutOfBudget, Reader, Web, WebError, WebSearch, ask_endpoint, normal_query, reading_sandbox
 from data.world import World
-from sandbox import PythonSandbox
+from sandbox import NO_WORKER, PythonSandbox
 
 LIMIT_TEXT = "No tool calls are left. This call was not run. Give your answer now."
 
@@ -113,7 +113,8 @@ class Python(Tool):
     def __call__(self, code: str) -> ToolResult:
         if not code:
             return ToolResult("Error: no code was given.", "error")
-        return ToolResult(*self.sandbox.run(code))
+        text, outcome = self.sandbox.run(code)
+        return ToolResult(text, outcome, fault=text.startswith(NO_WORKER))
 
 
 class Search(Tool):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from data import Question
-from sandbox import PythonSandbox
+from sandbox import NO_WORKER, PythonSandbox
 
 CLOSED_ANSWERS = {"yes", "no", "noanswer"}  # share no credit with a longer text that contains them
 PUNCTUATION = re.compile(r"(?!(?<=\d)\.\d)(?!(?<!\w)-\d)[^\w\s]|_")  # but the point in 3.14 and the sign of -3
@@ -311,4 +311,7 @@ def _verified(answer: str, gold: str) -> float:
     with _starting:  # two threads must not start two workers
         worker = _worker()
     texts = [re.sub(r"(?<=\d)[eE]([+-]?\d+)", r"\\cdot 10^{\1}", text) for text in (gold, answer)]
-    return float(worker.run(CHECK % json.dumps(json.dumps(texts))) == ("True", "ok"))
+    verdict = worker.run(CHECK % json.dumps(json.dumps(texts)))
+    if verdict[0].startswith(NO_WORKER):  # not the answer's doing, and not to be remembered
+        raise RuntimeError(f"answers cannot be graded: {verdict[0]}")
+    return float(verdict == ("True", "ok"))

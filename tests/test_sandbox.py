@@ -7,8 +7,10 @@ secret but otherwise not believed. The slow tests run the same attacks without a
 the watch would have noticed, and push many mixed calls through from many threads.
 """
 
+import contextlib
 import gc
 import hashlib
+import multiprocessing
 import os
 import re
 import resource
@@ -17,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,7 @@ class World:
         (self.outside / "keep").write_text("keep")
         (self.outside / "inner" / "also").write_text("keep")
         self.log = folder / "signals"
+        self.worker = 1  # of the pool under attack
         self.victim = subprocess.Popen(
             [sys.executable, "-c", VICTIM, str(self.log)],
             stdout=subprocess.PIPE,
@@ -102,6 +104,7 @@ class World:
             "OUT": str(self.outside),
             "VICTIM": self.victim.pid,
             "TRAINER": os.getpid(),
+            "WORKER": self.worker,
             "TCP": self.listeners[0].getsockname()[1],
             "UDP": self.listeners[1].getsockname()[1],
             "ABSTRACT": "\\0" + self.abstract[1:],
@@ -156,7 +159,7 @@ class World:
             for name in {**self.before, **now}
             if self.before.get(name) != now.get(name)
         ]
-        found += [f"{leak} is in the output" for leak in (self.secret, "root:x:0") if leak in text]
+        found += [f"{leak} is in the output" for leak in (self.secret, "root:x:0", "opened") if leak in text]
         for listener in self.listeners:
             try:
                 received = listener.recv(1) if listener.type == socket.SOCK_DGRAM else listener.accept()
@@ -174,13 +177,16 @@ class World:
 
 
 def processes_of(pool):
-    """Pids that carry the environment of one of the pool's workers, whoever their parent is by now."""
-    marks = {f"HOME={worker.scratch}".encode() for worker in pool.workers}
+    """Pids in the session of one of the pool's workers, whoever their parent is by now."""
+    return processes_in(worker_pids(pool))
+
+
+def processes_in(sessions):
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if marks & set((entry / "environ").read_bytes().split(b"\0")):
+                if os.getsid(int(entry.name)) in sessions:
                     found.add(int(entry.name))
             except OSError:
                 pass
@@ -369,6 +375,22 @@ for fd in range(3, 1024):
     except OSError: pass""",
 }
 
+# Open files of the worker and of the trainer: were one a pipe, it could be read, forged and filled through /proc.
+for whose, folder in {"trainer": "@TRAINER@", "keeper": "{os.getppid()}", "worker": "@WORKER@"}.items():
+    PEEKING[f"{whose}'s open files"] = f"""
+import os
+for fd in range(64):
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_NONBLOCK, os.O_WRONLY | os.O_NONBLOCK):
+        try:
+            mine = os.open(f"/proc/{folder}/fd/{{fd}}", flags)
+            print("opened", fd, flags)
+            print(os.write(mine, b"forged") if flags & 3 else os.read(mine, 100))
+        except OSError as error: pass"""
+    PEEKING[f"{whose}'s memory"] = f"""
+for name in ("mem", "maps", "environ", "cwd/x", "task/{folder}/mem"):
+    try: print("opened", open(f"/proc/{folder}/{{name}}", "rb"))
+    except OSError: pass""".replace("\nfor", "\nimport os\nfor")
+
 NETWORK = {
     "TCP": "import socket\nsocket.create_connection(('127.0.0.1', @TCP@), 1).send(b'x')",
     "UDP": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', @UDP@))",
@@ -411,6 +433,14 @@ while True:
     kept.append(open(str(len(kept)), 'wb')); kept[-1].write(bytes(2**20)); os.unlink(kept[-1].name)""",
     "deep folders": "import os\nfor i in range(3000): os.mkdir('d'); os.chdir('d')\nopen('f', 'w').write('x')",
     "closed folders": "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w')\nos.umask(0o777)\nos.mkdir('a/d')",
+    "mkdir storm": "import os\nfor i in range(10**6): os.mkdir(str(i))",
+    "mapped, unlinked, closed": """
+import mmap, os
+kept = []
+for i in range(400):
+    f = open(str(i), "w+b"); f.truncate(2**20); kept.append(mmap.mmap(f.fileno(), 2**20)); kept[-1].write(bytes(2**20))
+    os.unlink(str(i)); f.close()
+    if i > 100: print("opened", i)""",
     "sparse file": "open('f', 'wb').truncate(10**12)",
     "/dev/shm": "open('/dev/shm/x', 'w').write('x')",
 }
@@ -491,6 +521,28 @@ print(os.read(fd, 100))""",
     + """
 assert any(C(n, 0, 0, 0, 0, 0) >= 0 for n in (321, 298, 323, 250))
 open("@OUT@/kernel", "w")""",
+    "memory advice": RAW
+    + """
+libc.mmap.restype = ctypes.c_void_p
+page = libc.mmap(None, 4096, 3, 0x22, -1, 0)
+ctypes.memset(page, 1, 4096)
+for advice in {*range(256)} - {0, 1, 2, 3, 4, 8, 14, 15, 16, 17}:
+    if C(28, page, 4096, advice) == 0: print("opened", advice)""",
+    "page zero": RAW
+    + """
+libc.mmap.restype = ctypes.c_void_p
+if libc.mmap(None, 4096, 3, 0x32, -1, 0) is None: print("opened")""",
+    "device nodes": RAW
+    + """
+try: open("keep", "w")
+except OSError: pass
+for place in ("", "@OUT@/"):
+    C(133, f"{place}node".encode(), 0o20666, 0x103)
+    C(259, -100, f"{place}null".encode(), 0o20666, 0x103)
+    C(316, -100, f"{place}keep".encode(), -100, f"{place}white".encode(), 4)
+import stat
+for name in ("keep", "node", "null"):
+    if os.path.exists(name) and stat.S_ISCHR(os.stat(name).st_mode): print("opened", name)""",
     "undoing seccomp": RAW
     + """
 C(157, 22, 0, 0, 0, 0); C(317, 0, 0, None); C(157, 38, 0, 0, 0, 0)
@@ -581,6 +633,7 @@ def attacks_of(*groups):
 def assert_repelled(pool, world, code):
     """Run one attack and look at the world, the worker processes and the next call. Returns the outcome."""
     workers, start = worker_pids(pool), time.monotonic()
+    world.worker = min(workers)
     text, outcome = pool.run(world.fill(code))
     seconds = time.monotonic() - start
     assert world.damage(text) == []
@@ -589,9 +642,8 @@ def assert_repelled(pool, world, code):
     assert seconds < module.WALL_FACTOR * CPU_SECONDS + 5
     assert worker_pids(pool) == workers, "a worker had to be replaced"
     assert wait_until(lambda: processes_of(pool) == workers), "a process stayed behind"
-    assert all(os.listdir(worker.scratch) == [] for worker in pool.workers)
     assert max(map(resident_mb, workers)) < 400
-    assert pool.run("import os\nlen(os.listdir()) + 3") == ("3", "ok")
+    assert pool.run("1 + 2") == ("3", "ok")
     return outcome, seconds, text
 
 
@@ -619,16 +671,17 @@ import builtins, math, os, sys, random
 builtins.left = math.left = os.environ["left"] = sys.left = "left"
 math.pi = 3
 random.seed(1)
-open("left", "w").write("left")
-os.makedirs(os.path.expanduser("~/.config/left"))"""
+os.chdir("/usr")
+os.set_blocking(0, False)"""
     look = """
 import builtins, math, os, sys
-[hasattr(place, "left") for place in (builtins, math, sys)], "left" in os.environ, os.listdir(), math.pi"""
+left = [hasattr(place, "left") for place in (builtins, math, sys)]
+left, "left" in os.environ, os.getcwd(), os.get_blocking(0), math.pi"""
     clean = pool.run(look)
     for _ in range(4):
         assert pool.run(leave)[1] == "ok"
     assert [pool.run(look) for _ in range(4)] == [clean] * 4
-    assert clean[0].startswith("([False, False, False], False, [], 3.14159")
+    assert clean[0].startswith("([False, False, False], False, '/', True, 3.14159")
 
 
 @pytest.mark.skipif(module.platform.machine() != "x86_64", reason="machine code for x86_64")
@@ -648,7 +701,7 @@ print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(
 @needs_landlock
 def test_truncating_while_reading_is_refused_everywhere(pool):
     """Old Landlock would let it through for files that may be read, so seccomp must stop it."""
-    text, outcome = pool.run("import os\nopen('f', 'w').write('x')\nos.open('f', os.O_RDONLY | os.O_TRUNC)")
+    text, outcome = pool.run("import os\nos.open(os.__file__, os.O_RDONLY | os.O_TRUNC)")
     assert outcome == "error" and "Operation not permitted" in text
 
 
@@ -672,6 +725,18 @@ def test_system_call_numbers(machine, header, prefix):
         assert number == numbers.get(name, "-"), name
 
 
+def test_no_process_of_a_call_has_capabilities(pool):
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(pool.run, "import time\ntime.sleep(1)")
+        assert wait_until(lambda: len(processes_of(pool)) == 4)  # two workers, a keeper and its child
+        for pid in processes_of(pool):
+            status = Path(f"/proc/{pid}/status").read_text()
+            kinds = "Inh|Prm|Eff|Bnd|Amb" if os.geteuid() == 0 else "Inh|Prm|Eff|Amb"  # the bound is root's to lower
+            held = re.findall(rf"Cap(?:{kinds}):\s+(\w+)", status)
+            assert len(held) >= 4 and not any(int(mask, 16) for mask in held) and "NoNewPrivs:\t1" in status
+        assert call.result()[1] == "ok"
+
+
 def test_only_the_standard_files_are_open(pool):
     code = "import os\nfor fd in range(64):\n    try: os.fstat(fd); print(fd)\n    except OSError: pass"
     assert pool.run(code) == ("0\n1\n2", "ok")
@@ -683,7 +748,118 @@ def test_other_folders_on_the_path_are_dropped(pool, world):
     assert pool.run("import sandbox")[1] == "error"
 
 
+TRAINER = f"""
+import os, sys
+sys.path.insert(0, {str(SANDBOX_FILE.parent)!r})
+from sandbox import PythonSandbox
+pool = PythonSandbox(workers=1, preload=[])
+"""
+
+REACH = (
+    TRAINER
+    + '''
+code = """
+import os
+for pid in (TRAINER, WORKER, os.getppid()):
+    for fd in range(30):
+        for flags in (os.O_RDONLY | os.O_NONBLOCK, os.O_WRONLY | os.O_NONBLOCK):
+            try:
+                mine = os.open(f"/proc/{pid}/fd/{fd}", flags)
+                print("opened", pid, fd)
+                os.write(mine, b"forged")
+            except OSError: pass
+print("tried")"""
+places = {"TRAINER": str(os.getpid()), "WORKER": str(pool.workers[0].process.pid)}
+for name, pid in places.items(): code = code.replace(name, pid)
+answer = pool.run(code)
+assert answer == ("tried", "ok"), answer
+print("told", file=sys.stderr)'''
+)
+
+
+@needs_landlock
+@pytest.mark.parametrize("kind", ["file", "pipe", "socket", "closed"])
+def test_the_trainers_standard_files_are_out_of_reach(tmp_path, kind):
+    if kind == "file":
+        ours = theirs = open(tmp_path / "log", "w+b", buffering=0)
+    else:
+        ends = [end.detach() for end in socket.socketpair()] if kind == "socket" else os.pipe()
+        ours, theirs = open(ends[0], "rb", buffering=0), open(ends[1], "wb", buffering=0)
+    closing = (lambda: [os.close(fd) for fd in (0, 1, 2)]) if kind == "closed" else None
+    with ours, theirs:
+        done = subprocess.run(
+            [sys.executable, "-c", REACH], stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=closing, timeout=60
+        )
+        assert done.returncode == 0
+        if kind != "closed":
+            if kind == "file":
+                ours.seek(0)
+            assert os.read(ours.fileno(), 1000) == b"told\n"
+
+
+@needs_landlock
+def test_the_last_calls_source_is_nowhere_in_memory():
+    """A page can be looked at without a crash by writing it to a pipe."""
+    scan = """
+import ctypes, os, re
+libc, found = ctypes.CDLL(None), 0
+libc.sbrk.restype = ctypes.c_void_p
+needle = re.compile(b"(-NEE[D]LE){3}")
+r, w = os.pipe()
+big = ctypes.create_string_buffer(10**6)
+for near in (libc.sbrk(0), id(object()), id(os), id(needle), ctypes.addressof(big)):
+    for page in range((near >> 12) - 2000, (near >> 12) + 2000):
+        if libc.write(w, ctypes.c_void_p(page << 12), 4096) == 4096 and needle.search(os.read(r, 4096)): found += 1
+found"""
+    secret = "-NEEDLE" * 3
+    pool = PythonSandbox(workers=1, cpu_seconds=20, preload=[])
+    for size in (10, 1000, 100_000):
+        filled = f"'{secret}'\n#{secret * size}\nx = 1"
+        for _ in range(4):
+            assert pool.run(filled)[1] == "ok"
+        assert pool.run(scan) == ("0", "ok")
+    assert pool.run(f"kept = {secret!r} * 1000\n{scan}")[0] != "0", "it would not be found"
+    pool.close()
+
+
 # The weaker levels
+
+
+@pytest.mark.skipif(LEVEL != "landlock+seccomp" or module.landlock_version() < 6, reason="needs Landlock 6")
+def test_landlock_alone_still_hides_and_spares_other_processes(world, monkeypatch, capsys):
+    monkeypatch.setattr(module, "confinement_level", lambda: "landlock")
+    weaker = PythonSandbox(workers=1, cpu_seconds=CPU_SECONDS, memory_mb=256, preload=[])
+    assert "seccomp" in capsys.readouterr().err and weaker.level == "landlock"
+    signals = (
+        RAW
+        + """
+for pid in (os.getppid(), @WORKER@, @TRAINER@, @VICTIM@):
+    for number in range(1, 65):
+        try: os.kill(pid, number); print("opened", pid, number)
+        except OSError: pass
+    C(129, pid, 40, struct.pack("iii", 40, 0, -1) + bytes(116))
+    C(234, pid, pid, 40)"""
+    )
+    async_signal = (
+        RAW
+        + """
+import fcntl
+a, b = socket.socketpair()
+for pid in (os.getppid(), @WORKER@, @VICTIM@):
+    fcntl.fcntl(a, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(a, 10, 40)  # F_SETSIG
+    fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    b.send(b"x")"""
+    )
+    try:
+        attacks = [signals, async_signal, *(ATTACKS[name] for name in attacks_of("read", "write", "peeking"))]
+        attacks = [code for code in attacks if not re.search(r"os\.(chmod|utime|setxattr)", code)]  # not Landlock's
+        attacks += [ATTACKS[f"kernel: {name}"] for name in ("page zero", "device nodes")]
+        for code in attacks:
+            assert_repelled(weaker, world, code)
+        assert weaker.run("import os\nos.kill(os.getpid(), 40)") == ("Crashed: a real-time signal", "crash")
+    finally:
+        weaker.close()
 
 
 def test_seccomp_alone_still_stops_all_but_reading(world, monkeypatch, capsys):
@@ -691,7 +867,8 @@ def test_seccomp_alone_still_stops_all_but_reading(world, monkeypatch, capsys):
     weaker = PythonSandbox(workers=1, cpu_seconds=CPU_SECONDS, memory_mb=256, preload=["math", "numpy"])
     assert "Landlock" in capsys.readouterr().err and weaker.level == "seccomp"
     try:
-        for name in attacks_of("processes", "others", "network", "kernel", "write"):
+        hidden = [f"peeking: {whose}'s {what}" for whose in ("keeper", "worker") for what in ("open files", "memory")]
+        for name in attacks_of("processes", "others", "network", "kernel", "write") + hidden:
             assert_repelled(weaker, world, ATTACKS[name])
     finally:
         weaker.close()
@@ -721,20 +898,27 @@ def test_no_fork_is_refused(monkeypatch):
         PythonSandbox(allow_unsafe=True)
 
 
-def test_a_confinement_that_fails_is_not_used():
+def test_a_confinement_that_fails_is_not_used(capfd):
     broken = PythonSandbox(workers=1, preload=[], memory_mb=10**30)  # more than the kernel can be told
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="cannot confine"):
-            broken.run("print('ran')")
+        text, outcome = broken.run("print('ran')")
+        assert outcome == "crash" and text.startswith("Crashed: no sandbox worker could run this (")
     broken.close()
+    assert "PythonSandbox: cannot confine code, the first child said" in capfd.readouterr().err
 
 
-def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
+def test_a_worker_that_cannot_start_is_told(monkeypatch):
+    """run() has one text for it and the constructor one line; neither lets an OSError out."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
     broken = PythonSandbox(workers=1)
-    with pytest.raises(RuntimeError, match="cannot start"):
-        broken.run("1")
+    for _ in range(2):
+        text, outcome = broken.run("1")
+        assert outcome == "crash" and re.fullmatch(r"Crashed: no sandbox worker could run this \(.+\)", text)
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert broken.run("1")[1] == "crash"
     broken.close()
+    with pytest.raises(RuntimeError, match="cannot start.*No such file"):
+        PythonSandbox(workers=1)
 
 
 # What the model sees
@@ -760,9 +944,8 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
         ("import pickle\nclass A: pass\ntype(pickle.loads(pickle.dumps(A()))).__name__", "'A'"),
         ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 1\nP()", "P(x=1)"),
         ("import inspect\ndef f():\n    return 1\nprint(inspect.getsource(f))", "def f():\n    return 1"),
-        ("open('f', 'w').write('abc')\nopen('f').read()", "'abc'"),
-        ("import os\nos.path.expanduser('~') == os.getcwd()", "True"),
-        ("import tempfile\nwith tempfile.NamedTemporaryFile('w+') as f:\n    print(f.write('abc'))", "3"),
+        ("import io\nwith io.StringIO('abc') as f:\n    print(f.read())", "abc"),
+        ("import ctypes\nctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(lambda x: x + 1)(4)", "5"),
         ("import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 5\nasyncio.run(f())", "5"),
         ("import sympy\nx = sympy.Symbol('x')\nsympy.solve(x**2 - 2, x)", "[-sqrt(2), sqrt(2)]"),
         ("import numpy as np\nnp.linalg.inv(np.eye(2)).trace().item()", "2.0"),
@@ -799,6 +982,26 @@ def test_errors(pool, code, text):
     assert pool.run(code) == (text, "error")
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('f', 'w')",
+        "open('/tmp/f', 'a')",
+        "import tempfile\ntempfile.NamedTemporaryFile()",
+        "import tempfile\ntempfile.TemporaryFile()",
+        "import tempfile\ntempfile.TemporaryDirectory()",
+        "import os\nos.makedirs('a/b')",
+        "import os\nos.unlink('/tmp/f')",
+        "import os\nos.rename('/tmp/f', '/tmp/g')",
+        "import numpy\nnumpy.save('f', numpy.zeros(3))",
+        "import pathlib\npathlib.Path('f').write_text('x')",
+    ],
+)
+def test_there_is_nowhere_to_write(pool, code):
+    text, outcome = pool.run(code)
+    assert outcome == "error" and re.search(r"(PermissionError: .*|Permission denied.*)\Z", text), text
+
+
 def test_a_traceback_keeps_the_innermost_frames(pool):
     text, outcome = pool.run("def f(n):\n    return g(n)\ndef g(n):\n    return f(n - 1) if n else 1 / 0\nf(9)")
     assert outcome == "error" and text.count("  File") == module.SHOWN_FRAMES and "^" not in text
@@ -821,9 +1024,6 @@ def test_notes(pool):
     assert outcome == "error" and text.endswith("Stopped: more than 1,000,000 bytes of output")
     assert len(text) <= 2000
     assert "MemoryError" in pool.run("bytearray(10**10)")[0]
-    for name in ("many full files", "deep folders"):
-        text, outcome = pool.run(DISK[name])
-        assert outcome == "error" and text.endswith("Stopped: too much in the scratch folder"), name
 
 
 def test_cpu_is_limited_rather_than_time(pool):
@@ -848,28 +1048,86 @@ def test_threads_get_their_own_answers(pool):
 def test_a_killed_worker_is_replaced_and_the_call_repeated(world):
     own = PythonSandbox(workers=1, cpu_seconds=CPU_SECONDS, preload=[])
     own.run("1")
-    (pid,), scratch = worker_pids(own), next(iter(own.workers)).scratch
+    (pid,) = worker_pids(own)
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
-    assert own.run("import time\nopen('f', 'w').write('x')\ntime.sleep(0.6)\n'slept'") == ("'slept'", "ok")
-    assert worker_pids(own) != {pid} and not os.path.exists(scratch)
+    assert own.run("import time\ntime.sleep(0.6)\n'slept'") == ("'slept'", "ok")
+    assert worker_pids(own) != {pid} and wait_until(lambda: not processes_in({pid}))
     (pid,) = worker_pids(own)
     os.kill(pid, signal.SIGKILL)  # between calls
     assert own.run("2") == ("2", "ok")
     own.close()
 
 
+def test_a_keeper_that_dies_costs_no_other_call_its_answer():
+    own = PythonSandbox(workers=1, cpu_seconds=CPU_SECONDS, preload=[])
+    own.run("1")
+    (pid,) = worker_pids(own)
+    slow = "import time\ntime.sleep(1)\n"
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(own.run, f"{slow}{i}") for i in range(4)]
+        keepers = lambda: [p for p in processes_of(own) if parent_of(p) == pid]
+        assert wait_until(lambda: len(keepers()) == 4)
+        os.kill(keepers()[0], signal.SIGKILL)
+        assert [answer.result() for answer in answers] == [(str(i), "ok") for i in range(4)]
+    assert worker_pids(own) == {pid} and wait_until(lambda: processes_of(own) == {pid})
+    own.close()
+
+
+def parent_of(pid):
+    try:
+        return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+    except OSError:
+        return None
+
+
+def test_a_trainer_out_of_files_gets_a_text():
+    own = PythonSandbox(workers=1, preload=[])
+    own.run("1")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    kept = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 256), limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                kept.append(os.open("/dev/null", os.O_RDONLY))
+        text, outcome = own.run("1")
+    finally:
+        for fd in kept:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert outcome == "crash" and "Too many open files" in text
+    assert own.run("2") == ("2", "ok")
+    own.close()
+
+
+def test_no_temporary_folder_is_needed(tmp_path):
+    script = (
+        TRAINER
+        + """
+import tempfile
+tempfile.mkdtemp = tempfile.gettempdir = None  # a full disk, a missing TMPDIR
+for _ in range(2):
+    assert pool.run("6 * 7") == ("42", "ok")
+    pool.workers[0].process.kill()"""
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path / "none")}
+    subprocess.run([sys.executable, "-c", script], check=True, env=env, timeout=60)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_call_does_not_answer_the_next(monkeypatch):
     own = PythonSandbox(workers=1, cpu_seconds=CPU_SECONDS, preload=[])
     own.run("1")
 
-    def interrupted(worker):
+    def interrupted(stream):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Worker, "answer", interrupted)
+        patch.setattr(module, "receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            own.run("'stale'")
+            own.run("while True: pass\n'stale'")
     assert own.run("'fresh'") == ("'fresh'", "ok")
+    assert wait_until(lambda: processes_of(own) == worker_pids(own), 0.5), "the call went on"
     own.close()
 
 
@@ -890,12 +1148,11 @@ def test_nothing_leaks(pool):
 def test_close_leaves_nothing(world):
     own = PythonSandbox(workers=2, cpu_seconds=5, preload=[])
     own.run("1")
-    folders = [worker.scratch for worker in own.workers]
     faults = []
 
     def long_call():
         try:
-            own.run("import os, time\nfor i in range(20): os.mkdir('d'); os.chdir('d')\ntime.sleep(100)")
+            own.run("import time\ntime.sleep(100)")
         except RuntimeError as error:
             faults.append(str(error))
 
@@ -903,18 +1160,17 @@ def test_close_leaves_nothing(world):
     thread.start()
     time.sleep(0.3)
     marks = processes_of(own)
-    assert len(marks) == 3  # two workers and a child
+    assert len(marks) == 4  # two workers, a keeper and its child
     own.close()
     thread.join(5)
     assert not thread.is_alive() and faults == ["the sandbox is closed"]
     assert wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in marks))
-    assert not any(map(os.path.exists, folders))
     with pytest.raises(RuntimeError, match="closed"):
         own.run("1")
     own.close()
 
 
-def test_workers_end_with_a_forgotten_sandbox_and_with_the_trainer(tmp_path):
+def test_workers_end_with_a_forgotten_sandbox_and_with_the_trainer():
     own = PythonSandbox(workers=1, preload=[])
     own.run("1")
     (process,) = [worker.process for worker in own.workers]
@@ -932,12 +1188,7 @@ print(*[worker.process.pid for worker in pool.workers], flush=True)
 if sys.argv[1] == "killed":
     os.kill(os.getpid(), 9)"""
     for ending in ("normally", "killed"):
-        done = subprocess.run(
-            [sys.executable, "-c", script, ending],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "TMPDIR": str(tmp_path)},
-        )  # one killed leaves its empty folder
+        done = subprocess.run([sys.executable, "-c", script, ending], capture_output=True, text=True)
         assert wait_until(lambda: not os.path.exists(f"/proc/{done.stdout.strip()}")), ending
 
 
@@ -951,6 +1202,77 @@ def test_a_fork_of_the_trainer_does_not_stop_the_workers(pool):
     os.waitpid(pid, 0)
     assert [pool.run("1") for _ in range(4)] == [("1", "ok")] * 4
     assert worker_pids(pool) == workers
+
+
+def test_a_fork_of_the_trainer_has_workers_of_its_own(pool):
+    """Over one socket they would get each other's answers."""
+    workers, (reader, writer) = worker_pids(pool), os.pipe()
+    own_pid = "import os\nos.getppid()"
+
+    def ask(mark, calls=40):
+        with ThreadPoolExecutor(4) as threads:
+            return list(threads.map(lambda i: pool.run(f"'{mark}{i}'") == (f"'{mark}{i}'", "ok"), range(calls)))
+
+    pool.workers[0].lock.acquire()  # as another thread might, just when we fork
+    pid = os.fork()
+    if pid == 0:
+        try:
+            fine = all(ask("child")) and not worker_pids(pool) & workers and pool.run("1") == ("1", "ok")
+            os.write(writer, b"fine" if fine else b"wrong")
+            pool.close()
+        finally:
+            os._exit(0)
+    pool.workers[0].lock.release()
+    os.close(writer)
+    assert all(ask("parent")) and pool.run(own_pid)[1] == "ok"
+    assert os.read(reader, 10) == b"fine"
+    os.close(reader)
+    os.waitpid(pid, 0)
+    assert worker_pids(pool) == workers and all(ask("after"))
+
+
+def test_multiprocessing_forks_share_the_trainers_sandbox(pool):
+    with multiprocessing.get_context("fork").Pool(2, initializer=lambda: None) as forks:
+        answers = [forks.apply_async(run_in_fork, (i,)) for i in range(40)]
+        assert [pool.run(f"{i}") for i in range(40)] == [(f"{i}", "ok") for i in range(40)]
+        assert [answer.get(60) for answer in answers] == [(f"{i * 7}", "ok") for i in range(40)]
+
+
+def run_in_fork(i):
+    return next(iter(module.sandboxes)).run(f"{i} * 7")
+
+
+def test_good_calls_do_not_queue_behind_hostile_ones():
+    """16 callers, every fifth call hostile. The slow test below counts; here one round of them."""
+    own = PythonSandbox(workers=2, cpu_seconds=2, preload=["math"])
+    own.run("1"), own.run("1")
+    assert slowest_good_call(own, 120) < 2
+    own.close()
+
+
+def slowest_good_call(own, calls):
+    """The 99th percentile, in seconds, of the good calls among hostile ones."""
+    hostile = [HANG["loop"], HANG["sleep"], MEMORY["growing list"], OUTPUT["endless lines"]]
+    seconds = []
+
+    def one(i):
+        if i % 5 == 0:
+            return own.run(hostile[i // 5 % 4])[1] in ("timeout", "error")
+        start = time.monotonic()
+        right = own.run(f"sum(range({i}))") == (str(sum(range(i))), "ok")
+        seconds.append(time.monotonic() - start)
+        return right
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(one, range(calls)))
+    return sorted(seconds)[int(0.99 * len(seconds))]
+
+
+def test_a_busy_processor_is_no_timeout(pool):
+    """CPU seconds are what is limited: a call in line behind others is not stopped by the clock."""
+    work = "import time\nwhile time.process_time() < 0.8: pass\n'done'"
+    with ThreadPoolExecutor(12) as threads:  # at 2 processors some 5 s, the limit by the clock is 3 s
+        assert list(threads.map(pool.run, [work] * 12)) == [("'done'", "ok")] * 12
 
 
 # Slow: python -m pytest -m slow tests/test_sandbox.py
@@ -972,6 +1294,10 @@ NOTHING_TO_SEE = {  # stopped earlier by the system itself, or seen only as a pr
     "processes: threads",
     "processes: multiprocessing",
     "peeking: worker's frames",
+    "peeking: worker's memory",
+    "peeking: worker's open files",  # to be seen from a call of the old sandbox; here there is no worker
+    "peeking: keeper's open files",
+    "peeking: trainer's open files",
     "peeking: inherited descriptors",
     "peeking: environment",
     "peeking: trainer's environ",
@@ -1005,29 +1331,26 @@ def test_the_watch_would_notice(tmp_path, name):
         world.close()
 
 
-def scratch_folders() -> list[str]:
-    return [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("sandbox-")]
-
-
 @pytest.mark.slow
 def test_soak():
     """Many mixed calls from 16 threads (SANDBOX_SOAK sets how many)."""
     calls = int(os.environ.get("SANDBOX_SOAK", 10_000))
-    held = lambda: (len(os.listdir("/proc/self/fd")), threading.active_count(), len(scratch_folders()))
+    held = lambda: (len(os.listdir("/proc/self/fd")), threading.active_count())
     before = held()
     own = PythonSandbox(workers=min(os.cpu_count(), 8), cpu_seconds=1)
     mixture = [
         ("{i} + 1", lambda i: (str(i + 1), "ok")),
         ("import sympy\nsympy.factorint({i} + 2) != 0", lambda i: ("True", "ok")),
         ("raise SystemExit('{i}')", lambda i: (str(i), "error")),
-        ("import os\nopen('{i}', 'w').write('x' * 1000)\nos.listdir()", lambda i: (f"['{i}']", "ok")),
+        ("import io\nio.StringIO('x' * 1000 + '{i}').read()[1000:]", lambda i: (f"'{i}'", "ok")),
         ("import ctypes\nprint({i}, flush=True)\nctypes.string_at(0)", lambda i: (f"{i}\nCrashed: SIGSEGV", "crash")),
         ("print({i})\nbytearray(10**11)", None),
     ]
 
     def one(i):
         if i % 500 == 499:
-            return own.run("while True: pass")[1] == "timeout"
+            text, outcome = own.run("while True: pass")
+            return outcome == "timeout" or print(i, text, outcome)
         if i % 700 == 699:
             os.kill(next(iter(worker_pids(own))), signal.SIGKILL)
         code, expected = mixture[i % len(mixture)]
@@ -1036,8 +1359,8 @@ def test_soak():
 
     with ThreadPoolExecutor(16) as threads:
         wrong = [i for i, right in enumerate(threads.map(one, range(calls))) if not right]
-    pids = processes_of(own)
-    assert wrong == [] and pids == worker_pids(own)
+    assert wrong == [] and wait_until(lambda: processes_of(own) == worker_pids(own))
+    pids = worker_pids(own)
     assert max(map(resident_mb, pids)) < 300
     own.close()
-    assert held() == before  # open files, threads and scratch folders of the trainer
+    assert held() == before  # open files and threads of the trainer
