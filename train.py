@@ -12,6 +12,7 @@ path, position), so that a checkpoint needs no random state and a resumed run is
 """
 
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -494,3 +495,4 @@ def dev_accuracy(policy: Policy, dev: Task, config: TrainConfig) -> float:
 
 if __name__ == "__main__":
     main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is written: a Ctrl-C while Python packs up needs no traceback
