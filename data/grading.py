@@ -302,7 +302,11 @@ _starting = threading.Lock()
 def _worker() -> PythonSandbox:
     # Only answers come from the model, the code is ours: where nothing confines it, the limits on time will do.
     # Two: while a hostile formula holds one of them, the next is decided by the other.
-    return PythonSandbox(workers=2, cpu_seconds=2, preload=("math_verify",), allow_unsafe=True)
+    pool = PythonSandbox(workers=2, cpu_seconds=2, preload=("math_verify",), allow_unsafe=True)
+    tried = pool.run(CHECK % json.dumps(json.dumps(["x+1", "1+x"])))
+    if tried != ("True", "ok"):  # else every formula would be wrong, without a word
+        raise OSError(f"answers cannot be graded: math-verify does not run in the sandbox ({tried[0][-200:]!r})")
+    return pool
 
 
 @functools.lru_cache(4096)
@@ -313,5 +317,5 @@ def _verified(answer: str, gold: str) -> float:
     texts = [re.sub(r"(?<=\d)[eE]([+-]?\d+)", r"\\cdot 10^{\1}", text) for text in (gold, answer)]
     verdict = worker.run(CHECK % json.dumps(json.dumps(texts)))
     if verdict[0].startswith(NO_WORKER):  # not the answer's doing, and not to be remembered
-        raise RuntimeError(f"answers cannot be graded: {verdict[0]}")
+        raise OSError(f"answers cannot be graded: {verdict[0]}")
     return float(verdict == ("True", "ok"))

@@ -253,3 +253,15 @@ def test_the_example_cannot_be_copied_whole(tokenizer):
     (tree,) = grow(sampler, ["240?"], tools=Fixed("7"), **limits)
     assert score_leaves(tree, Question("q", "240?", ("240",)), tokenizer)[0].reward == -1
     assert "<answer>" not in tokenizer.decode(encode_result(tokenizer, "<answer>240</answer>", 99))
+
+
+def test_a_grader_that_does_not_run_is_no_verdict(monkeypatch):
+    """Guards: an environment in which math-verify cannot be imported, where every formula would be wrong in silence."""
+    monkeypatch.setattr(grading_module, "CHECK", "import no_such_module; %s")
+    grading_module._worker.cache_clear()
+    grading_module._verified.cache_clear()
+    try:
+        with pytest.raises(OSError, match="^answers cannot be graded: math-verify does not run in the sandbox"):
+            math_equal("x+1", ["1+x"])
+    finally:
+        grading_module._worker.cache_clear()
