@@ -150,6 +150,7 @@ def test_twenty_steps_on_the_official_questions_leak_nothing(tmp_path):
     print(seen)
     early, late = ([f for step, f in seen.items() if step in steps] for steps in (range(5, 11), range(15, 21)))
     for name in ("files", "threads", "processes"):
-        assert max(f[name] for f in late) <= max(f[name] for f in early)
+        calls = 8  # at once, each with an open file and processes of its own while it runs; a leak would be hundreds
+        assert max(f[name] for f in late) <= max(f[name] for f in early) + calls
     assert max(f["memory"] for f in late) < 1.1 * max(f["memory"] for f in early) + 50
     assert not list(scratch.iterdir())
