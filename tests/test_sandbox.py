@@ -1242,6 +1242,7 @@ def run_in_fork(i):
     return next(iter(module.sandboxes)).run(f"{i} * 7")
 
 
+@pytest.mark.slow
 def test_good_calls_do_not_queue_behind_hostile_ones():
     """16 callers, every fifth call hostile. The slow test below counts; here one round of them."""
     own = PythonSandbox(workers=2, cpu_seconds=2, preload=["math"])
@@ -1268,6 +1269,7 @@ def slowest_good_call(own, calls):
     return sorted(seconds)[int(0.99 * len(seconds))]
 
 
+@pytest.mark.slow
 def test_a_busy_processor_is_no_timeout(pool):
     """CPU seconds are what is limited: a call in line behind others is not stopped by the clock."""
     work = "import time\nwhile time.process_time() < 0.8: pass\n'done'"

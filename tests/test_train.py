@@ -305,6 +305,13 @@ def test_a_runs_folder_and_table(run, two_runs):
     assert "pass@2" in result and "expert (ceiling)" in result and "6 questions of world" in result
 
 
+def test_a_short_run_that_raises_nothing_says_so(two_runs):
+    folder, out = two_runs[0][1], two_runs[1]
+    state = torch.load(max(folder.glob("checkpoints/*/state.pt")), weights_only=True)
+    assert f"of step {state['best_step']}, is in" in out and "arpo, last step, greedy" in out
+    assert ("gain over the start" in out) == (state["best_step"] > 0)
+
+
 def test_a_tree_and_an_answer_in_the_terminal(run):
     drawn = run(eval.main, "--ask", "--num_generations", "4", "--num_initial", "2")
     assert "leaf 3" in drawn and "reward" in drawn and "advantage" in drawn and "prefilled" in drawn
