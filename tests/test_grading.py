@@ -155,7 +155,7 @@ def test_a_hostile_answer_does_not_keep_the_next_one_waiting():
     assert finished == ["x+9", "8^{8^{8^8}}"]
 
 
-@pytest.mark.parametrize("bomb", ["9^{9^{9^9}}", "10000000!", "((" * 400])
+@pytest.mark.parametrize("bomb", ["9^{9^{9^9}}", pytest.param("10000000!", marks=pytest.mark.slow), "((" * 400])
 def test_a_hostile_answer_costs_two_seconds_in_any_thread(bomb):
     """Guards: math-verify's own limits are signals, which raise in a thread; without them it never ends."""
     started = time.monotonic()

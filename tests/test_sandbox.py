@@ -1131,6 +1131,7 @@ def test_an_interrupted_call_does_not_answer_the_next(monkeypatch):
     own.close()
 
 
+@pytest.mark.slow
 def test_nothing_leaks(pool):
     def counts():
         gc.collect()
@@ -1170,6 +1171,7 @@ def test_close_leaves_nothing(world):
     own.close()
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_forgotten_sandbox_and_with_the_trainer():
     own = PythonSandbox(workers=1, preload=[])
     own.run("1")
@@ -1231,6 +1233,7 @@ def test_a_fork_of_the_trainer_has_workers_of_its_own(pool):
     assert worker_pids(pool) == workers and all(ask("after"))
 
 
+@pytest.mark.slow
 def test_multiprocessing_forks_share_the_trainers_sandbox(pool):
     with multiprocessing.get_context("fork").Pool(2, initializer=lambda: None) as forks:
         answers = [forks.apply_async(run_in_fork, (i,)) for i in range(40)]
