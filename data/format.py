@@ -265,7 +265,8 @@ def check_prompt(tokenizer) -> None:
 def encode_result(tokenizer, text: str, max_tokens: int) -> list[int]:
     """Token ids of a result, as plain text between the tags, cut to `max_tokens`."""
     ids = encode_plain(tokenizer, disarm(text))
-    while (plain := disarm(read := tokenizer.decode(ids))) != read:  # it may make usual brackets of wide ones
+    # A tokenizer may make usual brackets of wide ones.
+    while not text.isascii() and (plain := disarm(read := tokenizer.decode(ids))) != read:
         ids = encode_plain(tokenizer, plain)
     opening, closing = (tokenizer.encode(tag, add_special_tokens=False) for tag in (f"<{RESULT}>", f"</{RESULT}>"))
     return opening + ids[:max_tokens] + closing
