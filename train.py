@@ -483,7 +483,9 @@ def update_in_memory(
         smaller = replace(config, token_budget=budget)
         return update(policy.model, optimizer, trees, advantages, smaller, reference)
 
-    least = 128 if PartialState().num_processes == 1 else config.token_budget  # other processes would wait for this one
+    # Other processes would wait for this one, and a minibatch that has stepped already must not step twice.
+    alone = PartialState().num_processes * config.num_minibatches * config.num_iterations == 1
+    least = 128 if alone else config.token_budget
     metrics, budget = models.halve_until_it_fits(attempt, config.token_budget, least, "--token_budget is")
     return metrics, replace(config, token_budget=budget)
 

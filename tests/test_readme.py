@@ -1,6 +1,8 @@
 """What the README says of the project's size, its order and its flags is true."""
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,3 +40,13 @@ def test_every_flag_that_is_named_exists():
     others = {"--no_deps", "--nproc_per_node", "--help"}  # of pip and torchrun, and everyone's
     named = {f"--{flag.replace('-', '_')}" for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", README)}
     assert named - {f"--{no}{name}" for name in names for no in ("", "no_")} - others == set()
+
+
+def test_the_python_in_the_readme_prints_what_it_says():
+    """Guards: a way to load a model that has stopped working."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    expected = code.rstrip().rpartition("  # ")[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=test_house.ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == expected, done.stderr[-500:]
