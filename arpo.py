@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from advantage import ADVANTAGES, attribute, loss_weights
 from data import models
 from data.format import TrajectoryConfig
+from data.relatives import ATTRIBUTIONS, SURROGATES
 from data.settings import NonNegative, Positive
 from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
 from tools import Toolbox
@@ -36,7 +37,9 @@ from tools import Toolbox
 @dataclass(frozen=True)
 class UpdateConfig(TrajectoryConfig):
     advantage: Literal[tuple(ADVANTAGES)] = "group"  # how rewards become advantages
-    attribution: Literal["soft", "hard"] = "soft"  # of advantages to shared tokens
+    attribution: Literal["soft", "hard", *ATTRIBUTIONS] = "soft"  # of advantages to shared tokens
+    leaf_weights: Literal["flat", "split"] = "flat"  # of all leaves alike; or a start's, divided at each of its forks
+    surrogate: Literal["clip", *SURROGATES] = "clip"  # what becomes of the ratio
     loss_type: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"  # the denominator of a token's term
     epsilon: NonNegative = 0.2  # clip range below 1
     epsilon_high: NonNegative = 0.2  # clip range above 1
@@ -58,6 +61,7 @@ class Batch:
     weights: Tensor  # W (S, M)
     advantages: Tensor  # A (S, M)
     sampler_logprobs: Tensor  # (S,) only to be compared
+    tree: Tensor  # (S,) number of the tree, or part of one, in this batch
     old_logprobs: Tensor | None = None  # log π_old (S,), where a later optimizer step will need them
 
 
@@ -78,7 +82,6 @@ def update(model, optimizer, trees: list[Tree], advantages: Tensor, config: Upda
         with torch.no_grad():
             for batch in (batch for batches in passes for batch in batches):
                 batch.old_logprobs = token_logprobs(model, batch, config.temperature)
-    # Tokens in the gradient pass (unique ones, unless a tree was split), sampled ones of them; ~0 on-policy; see sums.
     totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)
     for batches in passes * config.num_iterations:
         for batch in batches:
@@ -98,14 +101,14 @@ def update(model, optimizer, trees: list[Tree], advantages: Tensor, config: Upda
 def make_batches(trees: list[Tree], advantages: Tensor, config: UpdateConfig, device="cpu") -> list[Batch]:
     """The micro-batches of an optimizer step over trees with leaf advantages (Q, M). Weights are fixed before anything
     is split or left out, so neither changes the gradient."""
-    descends = [tree.descends() for tree in trees]
-    lengths = [torch.tensor([float(len(node.ids)) for node in tree.nodes]) @ D for tree, D in zip(trees, descends)]
-    weights = loss_weights(descends, lengths, config.loss_type, config.max_completion_length)
+    descends = [tree.descends() * (tree.shares() if config.leaf_weights == "split" else 1) for tree in trees]
+    weights = loss_weights(descends, [t.lengths() for t in trees], config.loss_type, config.max_completion_length)
     groups: list[list[Piece]] = []
     for tree, D, W, leaf_advantages in zip(trees, descends, weights, advantages):
         if not (config.kl_coef or leaf_advantages.any()):
             continue  # the tree's gradient is zero
-        for part in split((tree, W, attribute(leaf_advantages, D, config.attribution)), config.token_budget):
+        A = attribute(leaf_advantages, D, [node.parent for node in tree.nodes], config.attribution)
+        for part in split((tree, W, A), config.token_budget):
             if groups and sum(tokens(t, w) for t, w, _ in [*groups[-1], part]) <= config.token_budget:
                 groups[-1].append(part)
             else:
@@ -167,7 +170,8 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
     before = torch.where(within == 0, (starts + lengths - 1)[parent], index - 1)
     ids, logprobs = (torch.tensor(sum(column, [])) for column in columns[:2])
     W, A = (torch.stack(column)[owner[sampled]] for column in columns[2:])
-    fields = ids, positions, mask, before[sampled], ids[sampled], W, A, logprobs
+    tree = (torch.tensor(parents) == torch.arange(len(parents))).cumsum(0)[owner[sampled]] - 1  # prompts so far
+    fields = ids, positions, mask, before[sampled], ids[sampled], W, A, logprobs, tree
     return Batch(*(tensor.to(device) for tensor in fields))
 
 
@@ -190,7 +194,10 @@ def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfi
     assert logprobs.shape == old.shape == W.shape[:1] and A.shape == W.shape, f"{logprobs.shape}, {A.shape}, {W.shape}"
     ratio = (logprobs - old).exp()[:, None]  # (S, 1), the same for every leaf
     clipped = ratio.clamp(1 - config.epsilon, 1 + config.epsilon_high)
-    loss = -(W * torch.min(ratio * A, clipped * A)).sum()
+    gain = torch.min(ratio * A, clipped * A)
+    if config.surrogate != "clip":
+        gain = SURROGATES[config.surrogate](ratio, clipped, logprobs, batch, config)
+    loss = -(W * gain).sum()
     bites = ((clipped * A < ratio * A) & (W > 0)).any(-1)
     # Where the clip bites; the sampler's probabilities against these (k3, which is numerics). In the end, shares.
     sums = {"clip_fraction": float(bites.sum()), "kl_sampler": float(k3(old, batch.sampler_logprobs).sum())}

@@ -27,6 +27,7 @@ from data.benchmarks import load_questions
 from data.format import ToolCall, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
 from data.settings import Natural, NonNegative, Positive, first_look, one_line_errors, parse
+from data.statistics import bootstrap, pass_at_k, wilson
 from data.web import OutOfBudget
 from data.world import World
 from rollout import PROMPT, Node, RolloutConfig, Tree
@@ -92,6 +93,10 @@ class Scored:
 
     def teaches(self) -> bool:
         return bool(self.rewards.max() > self.rewards.min())
+
+    def mixed(self) -> bool:
+        """Whether leaves differ in accuracy: what dynamic sampling asks, before any bonus or penalty."""
+        return len({score.accuracy for score in self.scores}) > 1
 
 
 def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, temperature: float, seed=0) -> Scores:
@@ -213,27 +218,6 @@ def packed_gap(policy: Policy, trees: list[Tree], config: RolloutConfig) -> floa
 # ---------------------------------------------------------------------------------- statistics and tables
 
 
-def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a proportion."""
-    p = successes / n
-    centre, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
-
-
-def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95% interval of a mean over questions; `values` (questions,)."""
-    index = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    low, high = np.percentile(values[index].mean(-1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """Unbiased estimate that one of k samples is right (Chen et al. 2021, arXiv 2107.03374, eq. 1)."""
-    if samples - correct < k:
-        return 1.0
-    return 1.0 - float(np.prod(1 - k / np.arange(samples - correct + 1, samples + 1)))
-
-
 def per_question(scores: Scores, name: str) -> np.ndarray:
     return np.array([np.mean([getattr(score, name) for score in row]) for row in scores])
 
@@ -295,6 +279,9 @@ def rollout_metrics(kept: list[Scored], discarded: list[Scored], config: Rollout
         "entropy_after_tools": share(after or [0.0]),  # H over the first k tokens after a tool result, nats
         "decisions": len(decisions),  # results at which the branch rule was applied
         "forks": forks,  # new paths that the rule started
+        "forks_differ": sum(map(forks_unlike_a_lots, trees)) / max(1, forks),  # from another prefix than by lot
+        "fork_wave": sum(d.wave * d.new_paths for d in decisions) / max(1, forks),  # mean wave of the forks, from 1
+        "mixed": share(scored.mixed() for scored in kept),  # questions whose leaves differ in accuracy
         "top_ups": len(leaves) - forks - started,  # trajectories from the prompt because budget was left
         "no_variance": share(not scored.teaches() for scored in kept),  # questions whose leaves are rewarded alike
         "identical": 1 - sum(map(different_leaves, trees)) / len(leaves),  # leaves that repeat another of their tree
@@ -314,6 +301,16 @@ def head_entropies(tree: Tree, k: int) -> tuple[list[float], list[float]]:
         if node.parent == PROMPT or tree.nodes[node.parent].observation:
             (first if node.parent == PROMPT else after).append(float(np.mean(node.entropies[:k])))
     return first, after
+
+
+def forks_unlike_a_lots(tree: Tree) -> int:
+    """Forks that stand behind other tokens than those which a lot would have started from the same entropies."""
+    forks: Counter = Counter()
+    for n, node in enumerate(tree.nodes):
+        if node.decision:
+            prefix = tuple(token for i in tree.path(n) for token in tree.nodes[i].ids + tree.nodes[i].observation)
+            forks[prefix] += node.decision.new_paths - node.decision.by_lot
+    return sum(count for count in forks.values() if count > 0)
 
 
 def different_leaves(tree: Tree) -> int:
@@ -458,7 +455,7 @@ def ask(config: EvalConfig) -> None:
         print(f"answer: {printable(answer)}{told}")
         return
     rewards = torch.tensor([score.reward for score in scores])
-    print(printable(draw_tree(tree, tokenizer, rewards, ADVANTAGES["group"](rewards[None])[0], config.width)))
+    print(printable(draw_tree(tree, tokenizer, rewards, ADVANTAGES["group"](rewards[None], None)[0], config.width)))
     print(f"\naccepted answer: {known or 'unknown (rewards show the format alone)'}")
     print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from os.path import commonprefix
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,11 +46,11 @@ class RolloutConfig(TrajectoryConfig):
     base_prob: float = 0.5  # α
     entropy_weight: float = 0.2  # β
     threshold: float = 0.5  # τ
-    branch_rule: Literal["threshold", "coin"] = "threshold"  # P > τ; or with probability P, as the released code
+    branch_rule: Literal["threshold", "coin", "best"] = "threshold"  # P > τ; with probability P, as released; best P
+    score: Literal["entropy", "lot", "lowest", "tail"] = "entropy"  # who gets the highest ΔH; all but entropy: controls
     entropy_timing: Literal["after", "before"] = "after"  # measure after the tool result; or before, as released
     entropy_norm: Literal["log_vocab", "vocab"] = "log_vocab"  # ΔH over ln V; or over V, as the paper prints
-    fork_at: Literal["result", "probe"] = "result"  # right after the result; or after the k measured tokens
-    shuffle_entropy: bool = False  # control: ΔH permuted among a wave's candidates
+    fork_at: Literal["result", "probe"] = "result"  # right after it; after the k measured tokens of a longer turn
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,11 +74,12 @@ class Decision:
 
     entropy: float  # H_t, nats
     initial_entropy: float  # H_initial, nats
-    delta: float  # ΔH_t, normalised; under shuffle_entropy that of another candidate
+    delta: float  # ΔH_t, normalised; in a control that of another place
     prob: float  # P_t
     bar: float  # what P_t had to exceed: τ, or the coin
-    wave: int  # tool results on the way to this decision
+    wave: int  # in which wave the place was measured
     new_paths: int  # 0 also where the budget was spent
+    by_lot: int  # the new paths here, had the same ΔH been dealt out by lot
 
 
 @dataclass
@@ -111,6 +112,15 @@ class Tree:
         paths = [set(self.path(leaf)) for leaf in self.leaves()]
         return torch.tensor([[float(n in path) for path in paths] for n in range(len(self.nodes))])
 
+    def lengths(self) -> Tensor:
+        """L (M,): the policy's tokens on each leaf's path."""
+        return torch.tensor([float(len(node.ids)) for node in self.nodes]) @ self.descends()
+
+    def shares(self) -> Tensor:
+        """(M,) of the weight of its start from the prompt, each leaf's part if all paths at a fork get as much."""
+        ways = Counter(node.parent for node in self.nodes)
+        return torch.tensor([math.prod(1 / ways[n] for n in self.path(leaf)[:-1]) for leaf in self.leaves()])
+
     def sorted(self) -> "Tree":
         """The same tree depth first, siblings by rank: the order in which rows happened to stop is gone."""
         order = sorted(range(len(self.nodes)), key=lambda n: [self.nodes[i].rank for i in self.path(n)])
@@ -132,13 +142,13 @@ def grow_trees(prompts: list[list[int]], keys: list[str], sampler, tools, config
 
     sampler.prefill(prompts)
     growing = [GrowingTree(prompt, key, q, config, sampler) for q, (prompt, key) in enumerate(zip(prompts, keys))]
-    while places := [(tree, row) for tree in growing for row in tree.rows]:
-        turns = sampler([row for _, row in places], config.temperature, begin)
-        for i, ((tree, row), turn) in enumerate(zip(places, turns)):
+    while rows := [(tree, row) for tree in growing if tree.rows for row in tree.rows + tree.ended]:
+        turns = sampler([row for _, row in rows], config.temperature, begin)
+        for i, ((tree, row), turn) in enumerate(zip(rows, turns)):
             tree.sample(row, turn, source=i)
         for tree in growing:
             tree.fork()
-        for tree, row in places:
+        for tree, row in rows:
             if row.pending:
                 tree.observe(row)
         for tree in growing:
@@ -154,16 +164,23 @@ class Row:
     ids: list[int]  # prompt and everything after it
     source: int  # row of the sampler's last call whose cache the ids begin with
     turn_start: int  # where the current turn begins in ids
-    stop_at: int  # length of ids at which the current turn must end
+    stop_at: int  # length of ids at which the current turn must end; 0 where the path has ended
     rank: int = 0  # among the siblings at its node
     node: int = PROMPT  # that it last finished
     called: tuple[str, ...] = ()  # the tools of its calls so far; "" where the call was malformed
     initial_entropy: float = math.nan  # H_initial
     last_entropy: float = math.nan  # of the last finished turn
-    entropy: float = math.nan  # H_t of the result that it left last
     may_branch: bool = True  # rows of the top-up may not
     pending: tuple | None = None  # the call that ended its turn, and the future of its result
     start: "Row | None" = None  # as it left a result, if it was the first to do so: here siblings begin
+
+
+class Place(NamedTuple):  # behind a tool result, where siblings may start
+    start: Row  # a row that has read the result
+    row: Row  # the same as it went on: the first to do so, and the only one that is asked
+    turn: int  # the node that it wrote there
+    entropy: float  # H_t
+    wave: int
 
 
 class GrowingTree:
@@ -175,7 +192,8 @@ class GrowingTree:
         self.source = source  # a row of the sampler's last call that begins with this prompt
         self.end = len(prompt) + config.max_completion_length
         self.rows: list[Row] = []  # those that go on
-        self.candidates: list[Row] = []  # those that took their first turn after a result in this wave
+        self.ended: list[Row] = []  # under "best", those whose cache is kept, since siblings may start from it
+        self.places: list[Place] = []  # that wait for the branch rule
         self.budget, self.wave = config.num_generations, 0
         self._start(config.num_initial or config.num_generations, may_branch=True)
 
@@ -190,6 +208,8 @@ class GrowingTree:
     def sample(self, row: Row, turn: Sample, source: int) -> None:
         """Makes a node of a sampled turn. The first row that leaves a result makes it a candidate for a fork."""
         row.ids, row.source, self.source = row.ids + turn.ids, source, source
+        if not turn.ids:
+            return  # it had ended
         self.tree.nodes.append(Node(**vars(turn), parent=row.node, rank=row.rank))
         measured = turn.entropies[: self.config.entropy_tokens]
         row.last_entropy = sum(measured) / len(measured)
@@ -197,46 +217,73 @@ class GrowingTree:
             row.initial_entropy = row.last_entropy
         row.node = len(self.tree.nodes) - 1
         if row.start:
-            row.entropy = row.last_entropy if self.config.entropy_timing == "after" else row.start.last_entropy
-            self.candidates.append(row)
+            entropy = row.last_entropy if self.config.entropy_timing == "after" else row.start.last_entropy
+            self.places.append(Place(row.start, row, row.node, entropy, self.wave))
         if turn.stopped != "call":
-            self.rows.remove(row)
+            self._end(row)
+
+    def _end(self, row: Row) -> None:
+        self.rows.remove(row)
+        row.stop_at = 0
+        if self.config.branch_rule == "best":
+            self.ended.append(row)
 
     def fork(self) -> None:
-        """Applies the branch rule to the wave's candidates; where the budget is short, the highest P_t goes first."""
-        cfg, ready = self.config, sorted(self.candidates, key=lambda row: row.start.key)
-        deltas = [(row.entropy - row.start.initial_entropy) / self.norm for row in ready]
-        if cfg.shuffle_entropy:
-            order = sorted(range(len(ready)), key=lambda i: uniform(f"{self.key}/shuffle{self.wave}", i))
-            deltas = [deltas[i] for i in order]
-        for delta, row in sorted(zip(deltas, ready), key=lambda pair: -cfg.entropy_weight * pair[0]):
-            self._decide(row, delta)
-        self.candidates, self.wave = [], self.wave + 1
+        """Applies the branch rule to the places of this wave; under "best" to all, once every path has ended."""
+        self.wave += 1
+        if self.config.branch_rule == "best" and self.rows:
+            return
+        places = sorted(self.places, key=lambda place: (place.start.key, place.wave))
+        # Rounded, so that equal entropies stay equal whatever else was in the batch.
+        deltas = [round(place.entropy - place.start.initial_entropy, 6) / self.norm for place in places]
+        dealt = self._deal(deltas, places, self.config.score, "shuffle")
+        by_lot = self._grant(places, self._deal(deltas, places, "lot", "lot"))
+        for place, delta, new, other in zip(places, dealt, self._grant(places, dealt), by_lot):
+            seen = place.entropy, place.start.initial_entropy, delta, *self._odds(place, delta), place.wave
+            self.tree.nodes[place.start.node].decision = Decision(*seen, new, other)
+            if new:
+                self._branch(place, new)
+        self.places, self.ended = [], []
 
-    def _decide(self, row: Row, delta: float) -> None:
-        """ΔH_t to P_t to a verdict, which is kept at the node of the result."""
-        cfg, start = self.config, row.start
-        prob = cfg.base_prob + cfg.entropy_weight * delta
-        bar = cfg.threshold if cfg.branch_rule == "threshold" else uniform(f"{start.key}/coin", len(start.ids))
-        new = min(cfg.fan_out, self.budget) if prob > bar else 0
-        seen = row.entropy, start.initial_entropy, delta, prob, bar, self.wave
-        self.tree.nodes[start.node].decision = Decision(*seen, new)
-        if new:
-            self._branch(row, new)
+    def _deal(self, deltas: list[float], places: list[Place], score: str, name: str) -> list[float]:
+        """ΔH of each place. A control deals the same values out anew, the highest to its first: so the rate stays."""
+        first = {
+            "entropy": lambda i: -deltas[i],
+            "lot": lambda i: uniform(f"{self.key}/{name}{self.wave}", i),
+            "lowest": lambda i: deltas[i],
+            "tail": lambda i: -len(places[i].start.ids),
+        }
+        order = sorted(range(len(places)), key=first[score])
+        return [delta for _, delta in sorted(zip(order, sorted(deltas, reverse=True)))]
 
-    def _branch(self, row: Row, new: int) -> None:
-        """Starts `new` siblings of the row's turn right after the result, or after the turn's probe tokens."""
-        start, turn = row.start, self.tree.nodes[row.node]
+    def _grant(self, places: list[Place], deltas: list[float]) -> list[int]:
+        """New paths at each place; where the budget is short, the highest P_t goes first."""
+        cfg, granted = self.config, [0] * len(places)
+        odds = [self._odds(place, delta) for place, delta in zip(places, deltas)]
+        for i in sorted(range(len(places)), key=lambda i: -odds[i][0]):
+            long_enough = cfg.fork_at == "result" or len(self.tree.nodes[places[i].turn].ids) > cfg.entropy_tokens
+            if long_enough and odds[i][0] > odds[i][1]:
+                granted[i] = min(cfg.fan_out, self.budget - sum(granted))
+        return granted
+
+    def _odds(self, place: Place, delta: float) -> tuple[float, float]:
+        """P_t, and the bar that it must exceed."""
+        cfg, coin = self.config, uniform(f"{place.start.key}/coin", len(place.start.ids))
+        bar = {"threshold": cfg.threshold, "coin": coin, "best": -math.inf}[cfg.branch_rule]
+        return cfg.base_prob + cfg.entropy_weight * delta, bar
+
+    def _branch(self, place: Place, new: int) -> None:
+        """Starts `new` siblings of the place's turn right after the result, or after the turn's probe tokens."""
+        start, turn, cut = place.start, self.tree.nodes[place.turn], self.config.entropy_tokens
         node, ids = start.node, start.ids
-        cut = min(self.config.entropy_tokens, len(turn.ids) - 1) if self.config.fork_at == "probe" else 0
-        if cut:
+        if self.config.fork_at == "probe":
             parts = [turn.ids, turn.logprobs, turn.entropies]
             self.tree.nodes.append(Node(*(part[:cut] for part in parts), "probe", turn.parent, turn.rank))
             turn.ids, turn.logprobs, turn.entropies = (part[cut:] for part in parts)
             node = turn.parent = len(self.tree.nodes) - 1
             turn.rank, ids = 0, ids + self.tree.nodes[-1].ids
         for z in range(1, new + 1):
-            own = dict(key=f"{start.key}/{len(ids)}.{z}", ids=ids, source=row.source, node=node, rank=z)
+            own = dict(key=f"{start.key}/{len(ids)}.{z}", ids=ids, source=place.row.source, node=node, rank=z)
             self.rows.append(replace(start, **own))
         self.budget -= new
 
@@ -249,7 +296,7 @@ class GrowingTree:
         observation = encode_result(self.tokenizer, result.text, self.config.max_result_tokens) if result else []
         if result is None or len(row.ids + observation) >= self.end:
             node.stopped = "calls" if result is None else "length"
-            self.rows.remove(row)
+            self._end(row)
             return
         node.observation = observation
         row.ids = row.ids + observation
@@ -259,6 +306,8 @@ class GrowingTree:
 
     def top_up(self) -> None:
         """Spends what is left of the budget once nothing goes on."""
+        if not self.rows:
+            self.fork()
         if not self.rows:
             self._start(self.budget, may_branch=False)
 
@@ -392,7 +441,7 @@ class Draw(LogitsProcessor):
 
     def __init__(self, sampler: Sampler, rows: list[Row], temperature: float, on_stop: Callable[[Row, Sample], None]):
         self.sampler, self.rows, self.temperature, self.on_stop = sampler, rows, temperature, on_stop
-        self.samples, self.done = [Sample() for _ in rows], [False] * len(rows)
+        self.samples, self.done = [Sample() for _ in rows], [not row.stop_at for row in rows]
 
     def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
         logp = logits.float().log_softmax(-1)

@@ -62,10 +62,10 @@ from tools import Lent, Task, Toolbox, ToolsFail, load_task, make_sandbox, tools
 # What each method changes in the settings; num_initial 0 starts all M leaves from the prompt, so that nothing forks.
 METHODS = {
     "arpo": {},
-    "random": {"shuffle_entropy": True},  # control: as many forks, but not where the entropy says
+    "random": {"score": "lot"},  # control: as many forks, but not where the entropy says
     "grpo": {"num_initial": 0},
     "dapo": {"num_initial": 0, "epsilon_high": 0.28, "dynamic_sampling": True, "overlong_buffer": 64},
-    "reinforce++": {"num_initial": 0, "advantage": "batch"},
+    "reinforce++": {"num_initial": 0, "advantage": "batch_tokens"},
     "reinforce++-baseline": {"num_initial": 0, "advantage": "baseline"},
     "rloo": {"num_initial": 0, "advantage": "leave_one_out"},
     "dr_grpo": {"num_initial": 0, "advantage": "unscaled", "loss_type": "constant"},
@@ -396,7 +396,8 @@ def take_step(
     policy.sampler.counts.clear()
     kept, discarded = collect(stream, policy, tools, config, step)
     grown = time.perf_counter()
-    advantages = ADVANTAGES[config.advantage](torch.stack([scored.rewards for scored in kept]))
+    rewards, lengths = (torch.stack(rows) for rows in zip(*((s.rewards, s.tree.lengths()) for s in kept)))
+    advantages = ADVANTAGES[config.advantage](rewards, lengths)
     rate = learning_rate(step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
     optimizer.set_rate(rate)
     updated, config = update_in_memory(policy, optimizer, [scored.tree for scored in kept], advantages, config)
@@ -442,8 +443,7 @@ def collect(
     seen = Counter()  # draws of each question in this step: each has a name, and so a tree, of its own
 
     def grow(count: int) -> list[Scored]:
-        questions = stream.take(count)
-        names = []
+        questions, names = stream.take(count), []
         for question in questions:
             names.append(f"{question.id}#{seen[question.id]}" if seen[question.id] else question.id)
             seen[question.id] += 1
@@ -452,9 +452,9 @@ def collect(
 
     kept, discarded = grow(config.questions_per_step), []
     for _ in range(config.max_resamples if config.dynamic_sampling else 0):
-        dull = [scored for scored in kept if not scored.teaches()]
+        dull = [scored for scored in kept if not scored.mixed()]
         discarded += dull
-        kept = [scored for scored in kept if scored.teaches()] + grow(len(dull))
+        kept = [scored for scored in kept if scored.mixed()] + grow(len(dull))
     return kept, discarded
 
 

@@ -93,6 +93,9 @@ class ScriptedSampler:
         samples = []
         self.calls += 1
         for row in rows:
+            if not row.stop_at:  # it has ended
+                samples.append(Sample())
+                continue
             text, entropy = self.script(row.key, len(row.called))
             ids, room = self.tokenizer.encode(text), row.stop_at - len(row.ids)
             assert room > 0, "a row without room for a token is a leaf and takes no turn"

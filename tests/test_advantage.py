@@ -10,6 +10,7 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, -1.0, 1.0, 1.0]])
 # Two trees of four leaves would do; this one has nodes
 #   0 (leaves 0, 1, 2), 1 (leaf 0), 2 (leaves 1, 2), 3 (leaf 1), 4 (leaf 2), 5 (leaf 3)
 DESCENDS = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+PARENTS = [-1, 0, 0, 2, 2, -1]
 
 
 @pytest.mark.parametrize(
@@ -27,29 +28,29 @@ DESCENDS = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0
     ],
 )
 def test_advantages_worked_by_hand(kind, expected):
-    assert torch.allclose(ADVANTAGES[kind](REWARDS), torch.tensor(expected), atol=2e-4)
+    assert torch.allclose(ADVANTAGES[kind](REWARDS, None), torch.tensor(expected), atol=2e-4)
 
 
 def test_batch_and_baseline_part_where_group_means_differ():
     rewards = torch.tensor([[1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
     # all: mean 0.5, std sqrt(2 / 7); centred: ±0.25 and ±0.75 with std sqrt(1.5 / 7)
-    assert torch.allclose(ADVANTAGES["batch"](rewards)[0, 0], torch.tensor(0.5 / (2 / 7) ** 0.5), atol=1e-4)
-    assert torch.allclose(ADVANTAGES["baseline"](rewards)[0, 0], torch.tensor(0.25 / (1.5 / 7) ** 0.5), atol=1e-4)
+    assert torch.allclose(ADVANTAGES["batch"](rewards, None)[0, 0], torch.tensor(0.5 / (2 / 7) ** 0.5), atol=1e-4)
+    assert torch.allclose(ADVANTAGES["baseline"](rewards, None)[0, 0], torch.tensor(0.25 / (1.5 / 7) ** 0.5), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["group", "baseline", "leave_one_out", "unscaled"])
 def test_a_group_without_variance_gives_exact_zeros(kind):
     """Guards: (r - mean) / (std + ε) where rounding makes the mean of equal rewards differ from them."""
     rewards = torch.tensor([[0.1] * 7, [1.1] * 7, [-1.0] * 7, [0.3, 0, 0, 0, 0, 0, 0]])
-    assert torch.all(ADVANTAGES[kind](rewards)[:3] == 0)
-    assert torch.any(ADVANTAGES[kind](rewards)[3] != 0)
+    assert torch.all(ADVANTAGES[kind](rewards, None)[:3] == 0)
+    assert torch.any(ADVANTAGES[kind](rewards, None)[3] != 0)
 
 
 def test_attribution_worked_by_hand():
     advantages = torch.tensor([3.0, 0.0, -1.5, 1.0])
-    soft = attribute(advantages, DESCENDS, "soft")
+    soft = attribute(advantages, DESCENDS, PARENTS, "soft")
     assert torch.equal(soft, advantages.expand(6, 4))
-    hard = attribute(advantages, DESCENDS, "hard")
+    hard = attribute(advantages, DESCENDS, PARENTS, "hard")
     assert hard[:, 0].tolist() == [0.5, 3.0, -0.75, 0.0, -1.5, 1.0]
     assert torch.equal(hard, hard[:, :1].expand(6, 4))
 

@@ -154,7 +154,7 @@ from advantage import ADVANTAGES
 
 rewards = torch.tensor([[-1.0, 0.0, 1.0, 1.1], [0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 1.0]])
 wanted = torch.tensor([[-1.5, -0.5, 0.5, 0.6], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])  # medians 0.5, 0.1, 0
-found = ADVANTAGES["median"](rewards)
+found = ADVANTAGES["median"](rewards, None)
 assert torch.allclose(found, wanted) and found[1].abs().max() == 0, found
 """
 

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports only what stands before it. `train` is the roof, and `eval` right below.
 TOWER = (
-    "data sandbox data.settings data.format data.world data.grading data.benchmarks data.conversations data.corpus "
-    "data.web data.tiny data.runs data.models data.processes data.optimizer data.alarms data.demonstrations "
-    "tools rollout advantage arpo eval train"
+    "data sandbox data.settings data.statistics data.relatives data.format data.world data.grading "
+    "data.benchmarks data.conversations data.corpus data.web data.tiny data.runs data.models "
+    "data.processes data.optimizer data.alarms data.demonstrations tools rollout advantage arpo eval train"
 ).split()
 FILES = {name: ROOT / f"{name.replace('.', '/')}.py" for name in TOWER} | {"data": ROOT / "data/__init__.py"}
 CORE = "rollout", "advantage", "arpo"
@@ -51,7 +51,9 @@ def test_every_module_has_its_place_and_stands_on_lower_ones_alone():
 
 def test_the_ground_floor_the_top_and_what_nobody_imports():
     needs = {name: imports(tree) for name, tree in trees().items()}
-    assert needs["data"] == needs["sandbox"] == needs["data.settings"] == needs["advantage"] == set()
+    assert needs["data"] == needs["sandbox"] == needs["data.settings"] == set() and needs["advantage"] == {
+        "data.relatives"
+    }
     assert {name for name, others in needs.items() if "train" in others} == set()
     assert {name for name, others in needs.items() if "eval" in others} == {"train"}
     assert set().union(*needs.values()) == set(TOWER) - {"train"}
@@ -119,7 +121,7 @@ def lines_of_the_algorithm() -> int:
 
 
 def test_the_algorithm_is_read_in_an_hour():
-    assert lines_of_the_algorithm() <= 700 and sum(map(lines, CORE)) <= 800
+    assert lines_of_the_algorithm() <= 760 and sum(map(lines, CORE)) <= 860
 
 
 @pytest.mark.parametrize("name", TOWER)

@@ -176,7 +176,7 @@ def test_who_goes_on_from_a_run_inherits_its_model_and_not_its_method(tmp_path, 
     after = flags("--model", str(tmp_path), "--algo", "arpo")
     assert after == replace(flags(*own), model=str(tmp_path), output_dir=after.output_dir)  # ARPO's defaults else
     assert {name: getattr(after, name) for name in OF_THE_MODEL} == {n: getattr(before, n) for n in OF_THE_MODEL}
-    method = "num_initial", "shuffle_entropy", "epsilon_high", "dynamic_sampling", "overlong_buffer", "advantage"
+    method = "num_initial", "score", "epsilon_high", "dynamic_sampling", "overlong_buffer", "advantage"
     fresh = flags()
     assert all(getattr(after, name) == getattr(fresh, name) for name in (*method, "loss_type"))
     assert after.output_dir == f"runs/{tmp_path.name}-arpo-0"

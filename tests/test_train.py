@@ -111,8 +111,8 @@ def test_flags_over_method_over_model(monkeypatch, capsys):
     assert (grpo.num_initial, grpo.num_generations) == (0, 6)  # 0 is all of them
     dapo = flags("--algo", "dapo", "--epsilon-high", "0.4")
     assert (dapo.epsilon, dapo.epsilon_high, dapo.dynamic_sampling) == (0.2, 0.4, True)
-    assert flags("--algo", "random").shuffle_entropy and not flags().shuffle_entropy
-    assert flags("--algo", "reinforce++").advantage == "batch"
+    assert flags("--algo", "random").score == "lot" and flags().score == "entropy"
+    assert flags("--algo", "reinforce++").advantage == "batch_tokens"
     assert flags("--algo", "dr_grpo").loss_type == "constant"
     assert flags("--sft_data", "own.jsonl").cold_start and not flags().cold_start
     assert flags("--data", "own.jsonl").output_dir == "runs/tiny-own-jsonl-arpo-0"

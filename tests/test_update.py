@@ -250,7 +250,7 @@ def test_split_respects_the_budget_and_covers_every_leaf_once(grown):
     below = tree.descends()
     lengths = torch.tensor([float(len(n.ids)) for n in tree.nodes]) @ below
     (weights,) = loss_weights([below], [lengths], "token_mean", 100)
-    whole = (tree, weights, attribute(values, below, "soft"))
+    whole = (tree, weights, attribute(values, below, [n.parent for n in tree.nodes], "soft"))
     budget = tokens(tree, weights) * 2 // 3
     parts = split(whole, budget)
     assert len(parts) > 1 and all(tokens(tree, W) <= budget for _, W, _ in parts)
@@ -261,4 +261,4 @@ def test_split_respects_the_budget_and_covers_every_leaf_once(grown):
 def test_micro_batches_without_length_one(grown):
     """A group without variance gives zeros, and no batch at all where every tree is without."""
     _, trees, _ = grown
-    assert make_batches(trees, ADVANTAGES["group"](torch.ones(3, 6)), UpdateConfig()) == []
+    assert make_batches(trees, ADVANTAGES["group"](torch.ones(3, 6), None), UpdateConfig()) == []

@@ -163,7 +163,9 @@ def serve(way: Way, config) -> None:
             grown += grow_and_score(some, keys, policy, tools, config)
         rollout_time = channel.lap()["seconds"]
         trees = [g.tree for g in grown]
-        advantages = ADVANTAGES[config.advantage](torch.stack([g.rewards for g in grown]))
+        advantages = ADVANTAGES[config.advantage](
+            torch.stack([g.rewards for g in grown]), torch.stack([g.tree.lengths() for g in grown])
+        )
         gradient_tokens = way.gradient(policy.model, trees, advantages, config)
         results = {"rollout": rollout_time, "update": channel.lap()["seconds"] - rollout_time}
         weights = [p for p in policy.model.parameters() if p.grad is not None]

@@ -131,7 +131,7 @@ def measure(shape: str, leaf_tokens: int, args, device: str) -> str:
     trees = grow_trees([prompt], ["0"], sampler, InstantTools(), config)
     rollout_peak, rollout_seconds = peak_gib(device), time.perf_counter() - started
     optimizer = Optimizer(model, torch.optim.AdamW(trainable(model)), 1.0)
-    advantages = ADVANTAGES["group"](torch.randn(1, args.leaves))
+    advantages = ADVANTAGES["group"](torch.randn(1, args.leaves), None)
     started = time.perf_counter()
     counts = update(model, optimizer, trees, advantages, UpdateConfig(token_budget=args.token_budget))
     update_peak, update_seconds = peak_gib(device), time.perf_counter() - started

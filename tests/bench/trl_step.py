@@ -77,7 +77,8 @@ def serve_ours(config) -> None:
         keys = [f"{config.seed}/{step}/{question.id}" for question in questions]
         grown = grow_and_score(questions, keys, policy, task.tools, config)
         rollout_time = channel.lap()
-        advantages = ADVANTAGES[config.advantage](torch.stack([scored.rewards for scored in grown]))
+        lengths = torch.stack([scored.tree.lengths() for scored in grown])
+        advantages = ADVANTAGES[config.advantage](torch.stack([scored.rewards for scored in grown]), lengths)
         sums = update(policy.model, optimizer, [scored.tree for scored in grown], advantages, config)
         channel.send(
             {
