@@ -82,7 +82,7 @@ def update(model, optimizer, trees: list[Tree], advantages: Tensor, config: Upda
         with torch.no_grad():
             for batch in (batch for batches in passes for batch in batches):
                 batch.old_logprobs = token_logprobs(model, batch, config.temperature)
-    totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)
+    totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)  # tokens: all; sampled
     for batches in passes * config.num_iterations:
         for batch in batches:
             logprobs = token_logprobs(model, batch, config.temperature)

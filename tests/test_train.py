@@ -66,7 +66,7 @@ def bad_files(folder):
     "args, told",
     [
         ("--model no/such-model", "cannot load the model 'no/such-model'"),
-        ("--branch_rule dice", "--branch_rule: expected one of 'threshold', 'coin', found 'dice'"),
+        ("--branch_rule dice", "--branch_rule: expected one of 'threshold', 'coin', 'best', found 'dice'"),
         ("--no_such_flag 1", "expected flags and their values (--help lists them), found --no_such_flag, 1"),
         ("--max_step 1", "(perhaps --max_steps?)"),
         ("--num_gen 1", "found --num_gen, 1"),  # nothing is guessed from a beginning
@@ -358,7 +358,7 @@ def test_lora_and_reload(tmp_path):
     policy = Policy.load(str(TINY), lora_r=4)
     causal, ones = torch.ones(4, 4).tril().bool(), torch.ones(3, 1)
     ids, positions, before, targets = map(torch.tensor, ([5, 40, 41, 42], [0, 1, 2, 3], [0, 1, 2], [40, 41, 42]))
-    batch = Batch(ids, positions, causal, before, targets, ones, ones, torch.zeros(3))
+    batch = Batch(ids, positions, causal, before, targets, ones, ones, torch.zeros(3), torch.zeros(3, dtype=int))
     before = token_logprobs(policy.model, batch).detach()
     for name, parameter in policy.model.named_parameters():
         assert parameter.requires_grad == ("lora" in name)
