@@ -29,6 +29,7 @@ from data import Question
 from data.benchmarks import load_questions, sources_of
 from data.corpus import Corpus, index_corpus, no_page, terms
 from data.format import Tool, ToolCall, ToolResult, TrajectoryConfig, parse_call, parse_limits, printable, tagged
+from data.processes import summed
 from data.settings import Limits, Natural, Positive, Settings
 from data.web import Cache, OutOfBudget, Reader, Web, WebError, WebSearch, ask_endpoint, normal_query, reading_sandbox
 from data.world import World
@@ -228,7 +229,7 @@ class Toolbox:
 
     `tools` maps a tool's name to a callable from its content to a `ToolResult`. `submit` returns at once; calls run
     while other rows still decode. `counts` maps (tool, outcome) to calls, the outcome being "cached" where the cache
-    knew the answer.
+    knew the answer. `seconds` maps a tool to what its calls took.
 
     Faults teach the policy noise: 20 in a tool's last 100 calls print a warning, more than `max_faults` raise
     `ToolsFail`. What the call itself brought about is no fault: a wrong or endless program, a page that is not there.
@@ -237,7 +238,7 @@ class Toolbox:
     def __init__(self, tools: dict[str, Callable[[str], ToolResult]], threads: int = 8, max_faults: int = 50):
         self.tools, self.max_faults = tools, max_faults
         self.counts: Counter = Counter()
-        self._seconds: Counter = Counter()
+        self.seconds: Counter = Counter()
         self._recent = {tool: deque(maxlen=100) for tool in tools}  # whether each call was a fault
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tool")
@@ -255,13 +256,21 @@ class Toolbox:
         if broken:
             raise OSError("tools that do not work: " + "; ".join(broken))
 
+    def spent(self) -> dict[str, dict]:
+        """Calls by outcome and seconds, of all processes together: what a checkpoint keeps."""
+        return {"calls": dict(summed(self.counts)), "call_seconds": dict(summed(self.seconds))}
+
+    def go_on_from(self, spent: dict[str, dict]) -> None:
+        """Counts on from another toolbox's `spent`."""
+        self.counts, self.seconds = Counter(spent.get("calls")), Counter(spent.get("call_seconds"))
+
     def report(self) -> str:
         """A line a tool: calls by outcome and mean seconds."""
         lines = []
         for tool in sorted({tool for tool, _ in self.counts}):
             outcomes = {outcome: n for (name, outcome), n in sorted(self.counts.items()) if name == tool}
             listed = ", ".join(f"{outcome} {n}" for outcome, n in outcomes.items())
-            lines.append(f"{tool}: {listed}; {self._seconds[tool] / sum(outcomes.values()):.2f} s a call")
+            lines.append(f"{tool}: {listed}; {self.seconds[tool] / sum(outcomes.values()):.2f} s a call")
         return "\n".join(lines)
 
     def _run(self, call: ToolCall) -> ToolResult:
@@ -273,7 +282,7 @@ class Toolbox:
         result = replace(result, seconds=time.perf_counter() - started)
         with self._lock:
             self.counts[call.tool, "cached" if result.cached else result.outcome] += 1
-            self._seconds[call.tool] += result.seconds
+            self.seconds[call.tool] += result.seconds
             if call.tool in self.tools:
                 self._watch(call.tool, result)
         return result

@@ -33,12 +33,12 @@ from transformers import Qwen2ForCausalLM
 from advantage import ADVANTAGES
 from arpo import Policy, UpdateConfig, update
 from data import Question, models, runs
-from data.alarms import StopRequest, Watch
+from data.alarms import UNCHANGED, StopRequest, Watch
 from data.demonstrations import DemonstrationConfig, Example, batches, load_demonstrations, vocabulary_texts
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
-from data.processes import dealt_back, everyones, merged, my_share
+from data.processes import dealt_back, everyones, merged, my_share, summed
 from data.settings import Natural, Positive, first_look, known, one_line_errors, parse
 from data.tiny import build_tokenizer, tiny_config
 from data.web import OutOfBudget, WebSearch
@@ -141,10 +141,9 @@ def read_flags(argv: list[str]) -> TrainConfig:
         settings |= layer
     settings["cold_start"] |= few["sft_data"] != "world"
     few |= first_look(TrainConfig, argv, ("data", "stage", "seed", "resume", "output_dir"), settings)
-    if few["resume"]:
-        checkpoint = runs.find_checkpoint(few["resume"], few["output_dir"] or default_folder(**few))
-        if checkpoint:
-            return resumed(checkpoint, argv)
+    folder = few["output_dir"] or default_folder(**few)
+    if few["resume"] and (checkpoint := runs.find_checkpoint(few["resume"], folder)):
+        return resumed(checkpoint, argv)
     config = parse(TrainConfig, argv, "train.py", __doc__, settings)
     if METHODS[config.algo].get("num_initial") == 0 and config.num_initial not in (0, config.num_generations):
         found = f"found --num_initial {config.num_initial} of {config.num_generations}"
@@ -156,7 +155,7 @@ def read_flags(argv: list[str]) -> TrainConfig:
         raise ValueError(f"expected no more minibatches than questions, found {found}")
     if config.stage == "rl" and config.num_generations < 2:
         raise ValueError("--num_generations: expected at least 2, since a leaf is compared with others, found 1")
-    return config if config.output_dir else replace(config, output_dir=default_folder(**asdict(config)))
+    return replace(config, output_dir=config.output_dir or default_folder(**asdict(config)))
 
 
 def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
@@ -231,11 +230,10 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     lent.read = policy.read
     check_numbers(policy, train, config)
     run = runs.Run(config, models.size_of(config.model), checkpoint)
-    started = time.perf_counter()
     totals = train_rl(policy, train, dev, run, config, checkpoint)
+    train.tools.go_on_from(train.tools.spent())  # from now on everyone's
     if not run.writes:
         return
-    seconds = time.perf_counter() - started
     with policy.frozen() as model:
         start = Policy(model, policy.tokenizer, max_rows=policy.max_rows)
         rows = judge("start", start, test, config)
@@ -252,7 +250,9 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
     print("tokens: " + ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items()))
     print(f"tool calls in training\n{train.tools.report()}\n")
-    print(f"trained for {seconds:.0f} s; the best model by dev accuracy, of step {run.best_step}, is in {run.folder}")
+    print("" if totals["changed"] else UNCHANGED, end="")
+    where = f"the best model by dev accuracy, of step {run.best_step}, is in {run.folder}"
+    print(f"trained for {totals['seconds']:.0f} s; {where}")
     print("plots:", *plots)
 
 
@@ -323,8 +323,7 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop
     usual = config.sft_batch_tokens * own / padded  # the policy's tokens in a batch
     bar = tqdm(range(1, steps + 1), desc="sft")
     for step, block in zip(bar, batches(examples, config.sft_batch_tokens, config.seed)):
-        ids, labels = (tensor.to(model.device) for tensor in block)
-        # right padding: no real token can see it, so no attention mask is needed
+        ids, labels = (tensor.to(model.device) for tensor in block)  # padded on the right, where no real token looks
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         logits = models.logits_of(model, hidden[targets != -100])
@@ -346,7 +345,7 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop
 def train_rl(
     policy: Policy, train: Task, dev: Task, run: runs.Run, config: TrainConfig, checkpoint: dict | None = None
 ) -> Counter:
-    """The loop; returns the sums of the token counts. The best model by dev accuracy is then in the run's folder.
+    """The loop; returns sums over the whole run. The best model by dev accuracy is then in the run's folder.
 
     Raises SystemExit, with a checkpoint written, where it was asked to stop.
     """
@@ -356,11 +355,12 @@ def train_rl(
         policy.restore(checkpoint["weights"])
         optimizer.wrapped.load_state_dict(checkpoint["optimizer"])
         last, stream.drawn, totals = checkpoint["step"], checkpoint["drawn"], Counter(checkpoint["totals"])
+        train.tools.go_on_from(checkpoint if run.writes else {})  # or each process would bring the calls before
     else:
         before = dev_accuracy(policy, dev, config)
         run.keep_if_best(policy.save, before, 0)
         run.log({"step": 0, "dev_accuracy": before})
-    steps = range(last + 1, config.max_steps + 1)
+    steps, started = range(last + 1, config.max_steps + 1), time.perf_counter() - totals["seconds"]
     bar = tqdm(steps, desc=config.algo, initial=last, total=config.max_steps, disable=not run.writes)
     with StopRequest() as stop:
         for step in bar:
@@ -373,12 +373,13 @@ def train_rl(
                 run.keep_tree(step, drawn())
             run.log(row)
             watch(row)
-            totals.update({name: row[name] for name in TOKEN_COUNTS})
+            totals.update({name: row[name] for name in (*TOKEN_COUNTS, "changed")})
+            totals["seconds"] = time.perf_counter() - started
             stopping = any(everyones(stop.asked))
             if step % config.save_steps == 0 or is_last or stopping:
                 state = {"step": step, "drawn": stream.drawn, "totals": dict(totals), "data": config.data}
                 learned = {"weights": policy.trainable(), "optimizer": optimizer.wrapped.state_dict()}
-                run.checkpoint(policy.save, state | learned)
+                run.checkpoint(policy.save, state | learned | train.tools.spent())
             if stopping:
                 raise SystemExit(f"stopped; to go on: python train.py --resume {run.folder}")
             bar.set_postfix(
@@ -402,7 +403,7 @@ def take_step(
     optimizer.set_rate(rate)
     updated, config = update_in_memory(policy, optimizer, [scored.tree for scored in kept], advantages, config)
     ended = time.perf_counter()
-    counts, updated = sum(everyones(policy.sampler.counts), Counter()), merged(updated)
+    counts, updated = summed(policy.sampler.counts), merged(updated)
     row = {
         "step": step,  # from 1; 0 is before training
         **rollout_metrics(kept, discarded, config),
@@ -430,9 +431,8 @@ class Stream:
     def take(self, count: int) -> list[Question]:
         places = [divmod(n, len(self.questions)) for n in range(self.drawn, self.drawn + count)]
         self.drawn += count
-        orders = {
-            epoch: np.random.default_rng([self.seed, epoch]).permutation(len(self.questions)) for epoch, _ in places
-        }
+        order = lambda epoch: np.random.default_rng([self.seed, epoch]).permutation(len(self.questions))
+        orders = {epoch: order(epoch) for epoch, _ in places}
         return [self.questions[orders[epoch][i]] for epoch, i in places]
 
 

@@ -34,11 +34,17 @@ ALARMS = {
         lambda row: row["trained"] and not row["kl_sampler"] < FAR_APART,
         "kl_sampler is {kl_sampler:.3g}: tokens are trained with other probabilities than they were sampled with",
     ),
+    "unchanged": (
+        lambda row: row["trained"] and not row["changed"] and not row["skipped"],
+        "the update changed no weight: the learning rate of {learning_rate:.3g} is too small for weights of this type",
+    ),
     "no gradient": (
         lambda row: row["trained"] and row["without_gradient"] and not row["skipped"],
         "{without_gradient} of the trained layers got no gradient",
     ),
 }
+
+UNCHANGED = "no step changed a weight: the model of the last step is, bit for bit, the one that training began with\n"
 
 
 class Watch:

@@ -19,6 +19,7 @@ from data import ANSWER, Action
 from data.settings import Natural, NonNegative, Positive, Settings
 
 THINK, RESULT = "think", "result"
+CUT = " [cut] "  # where the middle of a long result was left out: no bracket of a tag, and letters for any tokenizer
 SLOT = "TextOfTheUser"  # stands for it while a chat template is rendered
 NO_CLOCK = "{% macro strftime_now(how) %}26 Jul 2024{% endmacro %}{{ '' }}"  # before a template: else the day is in it
 # The built-in model's leaves instructions out: the cold start has shown it the format.
@@ -263,13 +264,17 @@ def check_prompt(tokenizer) -> None:
 
 
 def encode_result(tokenizer, text: str, max_tokens: int) -> list[int]:
-    """Token ids of a result, as plain text between the tags, cut to `max_tokens`."""
+    """Token ids of a result, as plain text between the tags; of one over `max_tokens`, its head, CUT and its tail."""
     ids = encode_plain(tokenizer, disarm(text))
     # A tokenizer may make usual brackets of wide ones.
     while not text.isascii() and (plain := disarm(read := tokenizer.decode(ids))) != read:
         ids = encode_plain(tokenizer, plain)
     opening, closing = (tokenizer.encode(tag, add_special_tokens=False) for tag in (f"<{RESULT}>", f"</{RESULT}>"))
-    return opening + ids[:max_tokens] + closing
+    if len(ids) > max_tokens:
+        mark = tokenizer.encode(CUT, add_special_tokens=False)
+        room = max(0, max_tokens - len(mark))
+        ids = (ids[: room - room // 2] + mark + ids[len(ids) - room // 2 :])[:max_tokens]
+    return opening + ids + closing
 
 
 def encode_turns(

@@ -59,12 +59,13 @@ class Optimizer:
                 distributed.all_reduce(weight.grad)
         reached = {layer for layer, weight in zip(self.layers, self.weights) if weight.grad.any()}
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm)
-        finite = bool(norm.isfinite())
+        finite, before = bool(norm.isfinite()), row_sums(self.weights)
         if finite:
             self.wrapped.step()
         self.wrapped.zero_grad(set_to_none=True)
         return {
             "grad_norm": float(norm) if finite else 0.0,  # before clipping; of a step with minibatches, their mean
+            "changed": int(not torch.equal(row_sums(self.weights), before)),  # optimizer steps that changed a weight
             "skipped": int(not finite),  # optimizer steps left out because the gradient was not finite
             "without_gradient": len(set(self.layers) - reached),  # trained layers that the loss does not depend on
         }
@@ -72,6 +73,12 @@ class Optimizer:
 
 def trainable(model) -> list[torch.nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def row_sums(weights: list[Tensor]) -> Tensor:
+    """The bits of each row of the weights, read as integers and summed: a copy to compare with that takes no room."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return torch.cat([weight.detach().view(integers[weight.itemsize]).sum(-1).flatten() for weight in weights])
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, kind: str = "cosine") -> float:

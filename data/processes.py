@@ -3,6 +3,7 @@
 With one process everything here is the identity. Gradients are summed elsewhere (`optimizer.py`).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from accelerate import PartialState
@@ -17,6 +18,11 @@ def my_share(items: Sequence) -> Sequence:
 def everyones(value) -> list:
     """The values of all processes, in the order of their ranks."""
     return gather_object([value]) if PartialState().num_processes > 1 else [value]
+
+
+def summed(counts: Counter) -> Counter:
+    """What all processes have counted together."""
+    return sum(everyones(counts), Counter())
 
 
 def dealt_back(results: list) -> list:

@@ -17,17 +17,18 @@ from arpo import Policy
 from data import models, runs
 from data.alarms import ALARMS, StopRequest, Watch
 from data.models import TINY
-from data.optimizer import Optimizer
+from data.optimizer import Optimizer, row_sums
 from data.processes import dealt_back, merged, my_share
 from eval import Score
 
 GOOD = dict(
     step=1, malformed=0.1, calls_per_question=4.0, no_variance=0.2, identical=0.3, trained=500, kl_sampler=1e-9,
-    without_gradient=0, skipped=0,
+    without_gradient=0, skipped=0, changed=1, learning_rate=1e-5,
 )  # fmt: skip
 BAD = {
     "malformed": dict(malformed=1.0), "no calls": dict(calls_per_question=0.0), "alike": dict(no_variance=1.0),
     "collapse": dict(identical=0.95), "numbers": dict(kl_sampler=0.2), "no gradient": dict(without_gradient=2),
+    "unchanged": dict(changed=0),
 }  # fmt: skip
 
 
@@ -64,6 +65,27 @@ def test_a_layer_without_gradient_is_counted():
     assert optimizer.step()["without_gradient"] == 0
     optimizer.backward(policy.model(ids, labels=ids).loss * 0)
     assert optimizer.step()["without_gradient"] == len(set(optimizer.layers)) > 10
+
+
+@pytest.mark.parametrize("dtype, rate, changed", [("float32", 1e-3, 1), ("bfloat16", 1e-9, 0), ("float32", 0.0, 0)])
+def test_a_step_that_changes_no_weight_is_told(dtype, rate, changed):
+    """Guards: a learning rate that rounding swallows, so that the trained model is the start, bit for bit."""
+    policy = Policy.load(str(TINY), dtype=getattr(torch, dtype))
+    optimizer = Optimizer(policy.model, torch.optim.SGD(policy.model.parameters(), lr=rate), 1.0)
+    optimizer.backward(policy.model(torch.tensor([[5, 40, 41]]), labels=torch.tensor([[5, 40, 41]])).loss)
+    before = {name: weight.clone() for name, weight in policy.trainable().items()}
+    told = optimizer.step()
+    same = all(torch.equal(weight, before[name]) for name, weight in policy.trainable().items())
+    assert told["changed"] == changed != same and not told["skipped"]
+
+
+def test_one_bit_in_one_weight_is_a_change():
+    weights = [torch.randn(30, 20), torch.randn(7).bfloat16(), torch.tensor(1.0)]
+    for weight in weights:
+        before = row_sums(weights)
+        assert torch.equal(before, row_sums(weights))
+        weight.view(-1)[-1] = torch.nextafter(weight.view(-1)[-1], torch.tensor(9.0, dtype=weight.dtype))
+        assert not torch.equal(before, row_sums(weights))
 
 
 def scores(right) -> list[list[Score]]:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from data.format import (
     BUILT_IN_TEMPLATE,
+    CUT,
     check_prompt,
     disarm,
     encode_chat,
@@ -212,14 +213,29 @@ def test_many_brackets_take_no_time(tokenizer):
     assert encode_plain(tokenizer, " " * 5000 + "<|end|>" * 500)
 
 
-def test_a_long_result_is_cut_and_closed(tokenizer):
-    """Guards: a cut that takes the closing tag along, or that counts the tags."""
-    text = "first " + "river " * 500 + "last"
-    for room in (0, 1, 5, 20, 21):
+def test_a_long_result_keeps_head_and_tail_and_is_marked(tokenizer):
+    """Guards: a traceback without its last line, a result that seems whole, a closing tag cut off or counted."""
+    text = "town " + "river " * 500 + "mayor"
+    mark = len(tokenizer.encode(CUT))
+    for room in (0, 1, 5, mark, mark + 1, 20, 21):
         ids = encode_result(tokenizer, text, room)
-        assert len(ids) == room + 2 and tokenizer.decode(ids).endswith("</result>")
+        shown = tokenizer.decode(ids)
+        assert len(ids) == room + 2 and shown.startswith("<result>") and shown.endswith("</result>")
+        assert (CUT in shown) == (room >= mark) and shown.startswith("<result>t") == (room > mark)
+        assert shown.endswith("mayor</result>") == (room >= 20)
     whole = tokenizer.encode("the river")
     assert encode_result(tokenizer, "the river", len(whole))[1:-1] == whole
+
+
+def test_what_is_left_of_a_cut_result_makes_no_tag(tokenizer):
+    """Guards: a tag whose halves stand at the two ends of what was left out."""
+    for tag in ("</result>", "<answer>", "<|end|>"):
+        for cut in range(1, len(tag)):
+            for room in range(8, 30):
+                text = tag[:cut] + " river" * 40 + tag[cut:]
+                ids = encode_result(tokenizer, text, room)
+                special = set(tokenizer.get_added_vocab().values()) & set(ids[1:-1])
+                assert not special and tokenizer.decode(ids[1:-1]).count(tag) == 0
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import tools
 import train
 from arpo import Batch, Policy, token_logprobs
 from data import runs
+from data.alarms import UNCHANGED
 from data.format import ToolCall
 from data.models import TINY, model_defaults, pick_dtype
 from data.optimizer import Optimizer, learning_rate
@@ -165,7 +166,7 @@ def two_runs(run, tmp_path_factory):
     """One run without a break, and one that Ctrl-C stops in step 1 and that is resumed."""
     whole, broken = (tmp_path_factory.mktemp(name) for name in ("whole", "broken"))
     settings = f"--max_steps 2 --eval_steps 2 --save_steps 1 {QUICK}"
-    run(train.main, *f"--output_dir {whole} {settings}".split(), table=False)
+    told = run(train.main, *f"--output_dir {whole} {settings}".split(), table=False)
     with pytest.MonkeyPatch.context() as patch:
         keep = runs.Run.keep_tree  # called in step 1
         patch.setattr(runs.Run, "keep_tree", lambda *rest: (keep(*rest), os.kill(os.getpid(), signal.SIGINT)))
@@ -174,7 +175,7 @@ def two_runs(run, tmp_path_factory):
     with (broken / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 2, "reward": ')  # as if the next step had been killed while it wrote
     out = run(train.main, "--resume", str(broken))
-    return (whole, broken), out
+    return (whole, broken), out, told
 
 
 def test_a_stopped_and_resumed_run_equals_an_unbroken_one(two_runs):
@@ -184,6 +185,29 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(two_runs):
     states = [torch.load(folder / "checkpoints/step_000002/state.pt")["weights"] for folder in two_runs[0]]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_resumed_runs_totals_are_those_of_the_whole_run(two_runs):
+    """Guards: time, tokens and tool calls of the part since the break alone, told as if they were the run's."""
+    folders, *told = two_runs
+    tokens = [re.search("^tokens: .*", out, re.M)[0] for out in told]
+    calls = [re.search("^tool calls in training\n(.*?)\n\n", out, re.M | re.S)[1] for out in told]
+    assert tokens[0] == tokens[1] and "python" in calls[0]
+    assert re.sub("; .*", "", calls[0]) == re.sub("; .*", "", calls[1])  # but for the seconds of a call
+    states = [torch.load(folder / "checkpoints/step_000002/state.pt", weights_only=True) for folder in folders]
+    assert states[0]["calls"] == states[1]["calls"] and sum(states[0]["calls"].values()) > 0
+    for folder, state in zip(folders, states):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
+        assert state["totals"]["seconds"] >= sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)
+        assert state["totals"]["changed"] == 2 and state["call_seconds"].keys() == {tool for tool, _ in state["calls"]}
+    assert not any(UNCHANGED in out for out in told)
+
+
+def test_a_run_that_changed_no_weight_says_so_at_its_end(run, tmp_path):
+    """Guards: a model that was never trained, handed out as a trained one."""
+    settings = f"--learning_rate 0 --max_steps 1 --output_dir {tmp_path} {QUICK}".split()
+    out = run(train.main, *settings, table=False)
+    assert UNCHANGED in out and "step 1: the update changed no weight: the learning rate of 0 is too small" in out
 
 
 def test_an_unfinished_run_is_not_overwritten(run, two_runs, tmp_path, capsys):
