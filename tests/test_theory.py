@@ -134,8 +134,8 @@ def test_hard_and_soft_agree_on_policy():
 
 
 def test_a_turn_is_one_macro_action():
-    """The paper's theorem: a turn's log-probability is the sum of its tokens', so the gradient of choosing turns is that
-    of choosing tokens, on-policy. Here a trajectory is one macro action."""
+    """The paper's theorem: a turn's log-probability is the sum of its tokens', so choosing turns has the gradient of
+    choosing tokens, on-policy. Here a trajectory is one macro action."""
     total = torch.zeros(3)
     logits = LOGITS.clone().requires_grad_()
     for a, b in product((0, 1), repeat=2):
