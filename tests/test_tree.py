@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arpo import Policy
-from rollout import PROMPT, RolloutConfig, Sampler, uniform
+from rollout import PROMPT, Draw, RolloutConfig, Sampler, uniform
 
 SEARCH = "<think>a</think><search>{}</search>"
 ANSWER = "<think>a</think><answer>7</answer><|end|>"
@@ -125,6 +125,25 @@ def test_the_same_trees_as_version_0_1(tokenizer):
         text = json.dumps([facts(tree) for tree in trees])
         assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected[number], f"tree {number}: {config}"
     assert same > 25
+
+
+@pytest.mark.parametrize("fork_at", ["result", "probe"])
+def test_no_two_rows_draw_the_same_number(tokenizer, model, monkeypatch, fork_at):
+    """Guards: a sibling with the key of its source, or of another sibling, which writes the same turn again."""
+    rows, used, note = {}, [], Draw._note
+
+    def noted(draw, i, *drawn):
+        row, sample = draw.rows[i], draw.samples[i]
+        rows[id(row)] = row
+        used.append(uniform(row.key, len(row.ids) + len(sample.ids)))
+        note(draw, i, *drawn)
+
+    monkeypatch.setattr(Draw, "_note", noted)
+    settings = dict(num_initial=2, num_generations=12, base_prob=1.0, branch_rule="threshold", fork_at=fork_at)
+    trees = grow(Sampler(model, tokenizer), keys=["a", "b"], **settings)
+    assert all(any(n.rank and n.parent != PROMPT for n in tree.nodes) for tree in trees)
+    assert len(rows) == len({row.key for row in rows.values()}) == 24
+    assert len(used) == len(set(used)) == sum(len(node.ids) for tree in trees for node in tree.nodes)
 
 
 def test_n_equals_m_is_grpo(tokenizer):

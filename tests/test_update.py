@@ -1,13 +1,16 @@
 """The packed tree against the padded batch of its leaves, and the loss against its equation."""
 
 import copy
+import math
+from dataclasses import fields
 
 import pytest
 import torch
 from conftest import grow, random_model
 
+import train
 from advantage import ADVANTAGES, attribute, loss_weights
-from arpo import UpdateConfig, make_batches, pack, policy_loss, split, token_logprobs, tokens, update
+from arpo import UpdateConfig, k3, make_batches, pack, policy_loss, split, token_logprobs, tokens, update
 from data.optimizer import Optimizer
 from rollout import Sampler
 
@@ -205,6 +208,61 @@ def test_packed_logprobs_equal_the_samplers(grown):
     model, trees, advantages = grown
     (batch,) = make_batches(trees, advantages, UpdateConfig())
     assert float((token_logprobs(model, batch) - batch.sampler_logprobs).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+def test_logprobs_at_a_temperature_are_the_samplers(tokenizer, temperature):
+    """Guards: a temperature in the sampler alone, so that π / π_old is not 1 where nothing has changed."""
+    model = random_model(tokenizer, 3)
+    trees = grow(Sampler(model, tokenizer), temperature=temperature)
+    (batch,) = make_batches(trees, torch.randn(2, 8), UpdateConfig(temperature=temperature))
+    gap = lambda t: float((token_logprobs(model, batch, t) - batch.sampler_logprobs).abs().max())
+    assert gap(temperature) < 1e-4 and gap(1.0) > 0.1
+    optimizer = Optimizer(model, torch.optim.SGD(model.parameters(), lr=0.0), max_grad_norm=1.0)
+    config = UpdateConfig(temperature=temperature)
+    assert update(model, optimizer, trees, torch.randn(2, 8), config)["kl_sampler"] < 1e-6
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-3, 3e-4, -3e-4, -1e-3])
+def test_k3_is_exact_near_zero(gap):
+    """Guards: exp(d) - 1 - d, of which fp32 leaves nothing but noise, below 0 too, where the policies are close."""
+    own, target = torch.tensor(0.0), torch.tensor(gap)
+    assert float(k3(target, own)) == pytest.approx(math.expm1(gap) - gap, rel=2e-3)
+    naive = target.exp() - 1 - target
+    assert abs(gap) > 1e-3 or float(naive) != pytest.approx(math.expm1(gap) - gap, rel=2e-3)
+
+
+SMALL_STEPS = [(algo, {}) for algo in train.METHODS] + [
+    ("arpo", {"advantage": advantage, "attribution": attribution})
+    for advantage in ADVANTAGES
+    for attribution in ("soft", "hard")
+]
+
+
+@pytest.mark.parametrize("algo, settings", SMALL_STEPS)
+def test_the_better_leaf_becomes_likelier_and_the_worse_one_less(tokenizer, algo, settings):
+    """Guards: a sign, in any method: of the loss, an advantage, the optimizer, or of a weight."""
+    settings = train.METHODS[algo] | settings
+    own = {field.name for field in fields(UpdateConfig)}
+    config = UpdateConfig(**{name: value for name, value in settings.items() if name in own})
+    model = random_model(tokenizer, 3)
+    forks = dict(num_initial=settings.get("num_initial", 1), num_generations=2, base_prob=1.0, branch_rule="threshold")
+    trees = grow(Sampler(model, tokenizer), **forks)
+    better = torch.tensor([0, 1])  # in the first tree and in the second
+    advantages = ADVANTAGES[config.advantage](torch.nn.functional.one_hot(better, 2).float())
+
+    def own_logprobs():
+        """Of each leaf's tokens that it does not share, in each tree (2, 2)."""
+        batches = [make_batches([tree], torch.ones(1, 2), config)[0] for tree in trees]
+        own = [(batch.weights > 0).float() * (batch.weights == 0).any(-1, keepdim=True) for batch in batches]
+        with torch.no_grad():
+            return torch.stack([token_logprobs(model, batch) @ mine for batch, mine in zip(batches, own)])
+
+    before = own_logprobs()
+    optimizer = Optimizer(model, torch.optim.SGD(model.parameters(), lr=1e-3), max_grad_norm=1.0)
+    assert update(model, optimizer, trees, advantages, config)["changed"] == 1
+    change = own_logprobs() - before
+    assert all(change[q, m] > 0 > change[q, 1 - m] for q, m in enumerate(better.tolist())), change
 
 
 def test_kl_is_zero_at_the_reference_and_weighted_like_the_tokens(grown):
