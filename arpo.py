@@ -22,8 +22,6 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from advantage import ADVANTAGES, attribute, loss_weights
 from data import models
@@ -175,17 +173,11 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
     return Batch(*(tensor.to(device) for tensor in fields))
 
 
-def token_logprobs(model, batch: Batch, temperature: float = 1.0, chunk: int = 2048) -> Tensor:
-    """log π(token | its path) of the sampled tokens (S,), whose logits exist `chunk` at a time, in both passes."""
+def token_logprobs(model, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """log π(token | its path) of the sampled tokens (S,)."""
     inputs = dict(input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None])
     hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
-
-    def logprobs(rows: Tensor, targets: Tensor) -> Tensor:
-        logits = models.logits_of(model, rows) / temperature
-        return -cross_entropy(logits, targets, reduction="none")
-
-    parts = zip(hidden[batch.predict_from].split(chunk), batch.targets.split(chunk))
-    return torch.cat([checkpoint(logprobs, rows, targets, use_reentrant=False) for rows, targets in parts])
+    return models.logprobs_of(model, hidden[batch.predict_from], batch.targets, temperature)
 
 
 def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfig, reference: Tensor | None = None):

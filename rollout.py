@@ -453,7 +453,7 @@ class Draw(LogitsProcessor):
             cdf, places = logp.double().exp().cumsum(-1), zip(self.rows, self.samples)
             u = [[uniform(row.key, len(row.ids) + len(sample.ids))] for row, sample in places]
             u = torch.tensor(u, dtype=torch.double, device=cdf.device)
-            tokens = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)  # (B, 1)
+            tokens = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=logp.shape[-1] - 1)  # (B, 1)
         drawn = torch.cat([tokens.double(), logp.gather(-1, tokens).double(), entropies.double()[:, None]], dim=1)
         for i, (token, logprob, entropy) in enumerate(drawn.tolist()):
             if not self.done[i]:
@@ -462,6 +462,9 @@ class Draw(LogitsProcessor):
 
     def _note(self, i: int, token: int, logprob: float, entropy: float) -> None:
         row, sample = self.rows[i], self.samples[i]
+        if math.isnan(logprob):
+            place = f"token {len(row.ids) + len(sample.ids)} of path {row.key}"
+            raise ValueError(f"the model: expected logits that are numbers, found NaN or infinity at {place}")
         sample.ids.append(token)
         sample.logprobs.append(logprob)
         sample.entropies.append(entropy)

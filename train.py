@@ -26,7 +26,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import Qwen2ForCausalLM
 
@@ -326,8 +325,7 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop
         ids, labels = (tensor.to(model.device) for tensor in block)  # padded on the right, where no real token looks
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
-        logits = models.logits_of(model, hidden[targets != -100])
-        loss = cross_entropy(logits, targets[targets != -100], reduction="sum") / usual
+        loss = -models.logprobs_of(model, hidden[targets != -100], targets[targets != -100]).sum() / usual
         optimizer.backward(loss)
         optimizer.set_rate(learning_rate(step, steps, config.sft_learning_rate, steps // 20))
         optimizer.step()

@@ -20,11 +20,15 @@ from typing import TypeVar
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from data.format import TrajectoryConfig, check_prompt, encode_chat
 from data.runs import read_about
 from data.settings import Settings
+
+LOGITS_BYTES = 160e6  # of a chunk of logits in fp32: 263 rows of 151,936
 
 # The built-in model's weights; made by: python train.py --stage sft --output_dir data/tiny_model
 TINY = Path(__file__).parent / "tiny_model"
@@ -201,6 +205,22 @@ def logits_of(model, hidden: Tensor) -> Tensor:
     logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
     cap = getattr(config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def logprobs_of(model, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """log π of the targets (S,), from the hidden states before them (S, width).
+
+    (S, V) logits are what a small card has no room for: they exist a chunk at a time, and are computed again in the
+    backward pass.
+    """
+
+    def logprobs(rows: Tensor, wanted: Tensor) -> Tensor:
+        logits = logits_of(model, rows)
+        return -cross_entropy(logits if temperature == 1 else logits / temperature, wanted, reduction="none")
+
+    rows = max(1, int(LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0])))
+    parts = zip(hidden.split(rows), targets.split(rows))
+    return torch.cat([checkpoint(logprobs, *part, use_reentrant=False) for part in parts])
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def test_batch_and_baseline_part_where_group_means_differ():
 def test_each_trees_advantages_sum_to_zero(kind):
     """Guards: a mean over all questions, by which every leaf of an easy question would look good."""
     torch.manual_seed(0)
-    advantages = ADVANTAGES[kind](torch.rand(5, 8) + torch.arange(5.0)[:, None])
+    advantages = ADVANTAGES[kind](torch.rand(5, 8) + torch.arange(5.0)[:, None], None)
     assert float(advantages.sum(-1).abs().max()) < 1e-5 and float(advantages.abs().max()) > 0.1
 
 
@@ -50,7 +50,7 @@ def test_each_trees_advantages_sum_to_zero(kind):
 def test_other_questions_change_nothing(kind):
     """Guards: a scale or mean taken across questions, where the method takes it from each question alone."""
     other = torch.stack([REWARDS[0], 7 * REWARDS[1] - 3])
-    assert torch.equal(ADVANTAGES[kind](other)[0], ADVANTAGES[kind](REWARDS)[0])
+    assert torch.equal(ADVANTAGES[kind](other, None)[0], ADVANTAGES[kind](REWARDS, None)[0])
 
 
 @pytest.mark.parametrize("kind", ["group", "baseline", "leave_one_out", "unscaled"])

@@ -52,3 +52,14 @@ def test_logprobs_and_entropies_equal_a_fresh_forward(tokenizer, settings):
                     worst = max(worst, float((own - torch.tensor(node.logprobs)).abs().max()))
                     worst = max(worst, float((entropy[before] - torch.tensor(node.entropies)).abs().max()))
     assert worst < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_no_numbers_are_named(tokenizer, temperature, value):
+    """Guards: an index beyond the vocabulary, which on a GPU ends the process; greedily, token 0 without a word."""
+    model = random_model(tokenizer, 0)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(value)
+    with pytest.raises(ValueError, match="expected logits that are numbers, found NaN or infinity at token"):
+        grow(Sampler(model, tokenizer), temperature=temperature)

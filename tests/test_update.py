@@ -11,7 +11,9 @@ from conftest import grow, random_model
 import train
 from advantage import ADVANTAGES, attribute, loss_weights
 from arpo import UpdateConfig, k3, make_batches, pack, policy_loss, split, token_logprobs, tokens, update
+from data import models
 from data.optimizer import Optimizer
+from data.relatives import SURROGATES
 from rollout import Sampler
 
 
@@ -232,11 +234,15 @@ def test_k3_is_exact_near_zero(gap):
     assert abs(gap) > 1e-3 or float(naive) != pytest.approx(math.expm1(gap) - gap, rel=2e-3)
 
 
-SMALL_STEPS = [(algo, {}) for algo in train.METHODS] + [
-    ("arpo", {"advantage": advantage, "attribution": attribution})
-    for advantage in ADVANTAGES
-    for attribution in ("soft", "hard")
-]
+SMALL_STEPS = (
+    [(algo, {}) for algo in train.METHODS]
+    + [
+        ("arpo", {"advantage": advantage, "attribution": attribution})
+        for advantage in ADVANTAGES
+        for attribution in ("soft", "hard")
+    ]
+    + [("arpo", {"surrogate": surrogate}) for surrogate in SURROGATES]
+)
 
 
 @pytest.mark.parametrize("algo, settings", SMALL_STEPS)
@@ -249,7 +255,8 @@ def test_the_better_leaf_becomes_likelier_and_the_worse_one_less(tokenizer, algo
     forks = dict(num_initial=settings.get("num_initial", 1), num_generations=2, base_prob=1.0, branch_rule="threshold")
     trees = grow(Sampler(model, tokenizer), **forks)
     better = torch.tensor([0, 1])  # in the first tree and in the second
-    advantages = ADVANTAGES[config.advantage](torch.nn.functional.one_hot(better, 2).float())
+    rewards, lengths = torch.nn.functional.one_hot(better, 2).float(), torch.stack([tree.lengths() for tree in trees])
+    advantages = ADVANTAGES[config.advantage](rewards, lengths)
 
     def own_logprobs():
         """Of each leaf's tokens that it does not share, in each tree (2, 2)."""
@@ -320,3 +327,22 @@ def test_micro_batches_without_length_one(grown):
     """A group without variance gives zeros, and no batch at all where every tree is without."""
     _, trees, _ = grown
     assert make_batches(trees, ADVANTAGES["group"](torch.ones(3, 6), None), UpdateConfig()) == []
+
+
+def test_logits_exist_a_chunk_at_a_time(grown, monkeypatch):
+    """Guards: (S, V) logits that grow with the batch, in either pass; and chunks that change the numbers."""
+    model, trees, advantages = grown
+    (batch,) = make_batches(trees, advantages, UpdateConfig(token_budget=10**6))
+    rows, real = [], models.logits_of
+    monkeypatch.setattr(models, "logits_of", lambda model, hidden: rows.append(len(hidden)) or real(model, hidden))
+    found = {}
+    for size in (1e9, 5 * 4 * model.get_output_embeddings().weight.shape[0]):
+        rows.clear()
+        monkeypatch.setattr(models, "LOGITS_BYTES", size)
+        logprobs = token_logprobs(model, batch)
+        (slope,) = torch.autograd.grad(logprobs.sum(), [model.get_output_embeddings().weight])
+        found[size] = logprobs.detach(), slope, max(rows), sum(rows)
+    whole, chunked = found.values()
+    assert whole[2] == len(batch.targets) and chunked[2] == 5
+    assert whole[3] == chunked[3] == 2 * len(batch.targets)  # once forward, once again in the backward pass
+    assert torch.allclose(whole[0], chunked[0], atol=1e-5) and torch.allclose(whole[1], chunked[1], atol=1e-4)
