@@ -1,6 +1,9 @@
 """Settings: frozen records, their limits and help, old names, and what a run hands on."""
 
+import contextlib
+import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict, fields, replace
@@ -14,7 +17,7 @@ import train
 from arpo import UpdateConfig
 from data import runs
 from data.models import OF_THE_MODEL
-from data.settings import hints
+from data.settings import hints, one_line_errors
 from rollout import RolloutConfig
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +234,34 @@ def test_a_run_of_version_0_1_goes_on_with_the_same_loss(tmp_path):
     config = flags("--resume", str(tmp_path))
     assert (config.loss_type, config.kl_coef) == ("token_mean", 0.25)
     assert flags("--model", str(tmp_path)).max_turn_tokens == 64  # a model of the built-in one's size
+
+
+@pytest.mark.parametrize(
+    "encoding, shown",
+    [("ascii", rb"\u2442 \xe9"), ("cp1252", rb"\u2442 " + "é".encode("cp1252")), ("utf-8", "⑂ é".encode())],
+)
+def test_any_console_shows_a_tree(monkeypatch, encoding, shown):
+    """Guards: UnicodeEncodeError in the middle of a run, for want of a sign."""
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", console)
+    with one_line_errors("x.py"):
+        print("⑂ é", flush=True)
+    assert sys.stdout is console and console.buffer.getvalue().strip() == shown
+
+
+def test_a_reader_that_has_gone_ends_nothing(monkeypatch):
+    """Guards: `train.py | head`, whose run ended, table and plots unwritten, when head had seen enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone, done = open(writer, "w", buffering=1), []
+    monkeypatch.setattr(sys, "stdout", gone)
+    with one_line_errors("x.py"):
+        print("a line")
+        print("another", flush=True)
+        done.append("the table is written")
+    assert done
+    with contextlib.suppress(BrokenPipeError):
+        gone.close()
 
 
 def test_a_record_is_handed_on_as_it_is():

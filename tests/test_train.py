@@ -288,6 +288,23 @@ def test_out_of_memory_halves_the_token_budget(monkeypatch, capsys):
     assert "--token_budget is 1024 from now on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", ["--num_minibatches 2", "--num_iterations 2"])
+def test_out_of_memory_after_an_optimizer_step_repeats_nothing(monkeypatch, flags):
+    """Guards: a second minibatch that does not fit, and a first one that is trained on twice."""
+    asked = []
+
+    def update(model, optimizer, trees, advantages, config, reference):
+        asked.append(config.token_budget)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "update", update)
+    policy = Policy.load(str(TINY))
+    optimizer = Optimizer(policy.model, torch.optim.SGD(policy.model.parameters()), 1.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        train.update_in_memory(policy, optimizer, [], None, train.read_flags(flags.split()))
+    assert len(asked) == 1
+
+
 SOURCES = ("train.py", "eval.py", "arpo.py", "data/optimizer.py")
 
 
@@ -344,6 +361,18 @@ def test_a_tree_and_an_answer_in_the_terminal(run):
     assert answered == run(eval.main, "--ask", "What is 31 times 7 plus 12?", "--temperature", "0.7")  # the likeliest
 
 
+def test_the_built_in_model_says_where_it_is_at_home(run, capsys):
+    """Guards: a wrong answer to a question of everyday, as if the model had understood it."""
+    run(eval.main, "--ask", "What is the capital of France?")
+    told = capsys.readouterr().err
+    assert "has never seen capital, France: it knows questions about its own world alone" in told
+    run(eval.main, "--ask", "Who is the mayor of the port of Silbrook?")
+    assert "has never seen" not in capsys.readouterr().err
+    elsewhere = train.describe(train.read_flags(["--data", "own.jsonl"]))
+    assert "the built-in model knows the words of its own world alone" in elsewhere
+    assert "of its own world alone" not in train.describe(train.read_flags([]))
+
+
 def test_eval_is_a_command_of_its_own():
     command = [sys.executable, "eval.py", "--ask", "--num_generations", "2", "--num_initial", "3"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -398,7 +427,11 @@ def test_lora_and_reload(tmp_path):
         if "lora_B.default" in name:
             parameter.data.normal_(0, 0.1)
     assert torch.allclose(again.reference_logprobs(batch, 1.0), after, atol=1e-6)  # the adapter it came with
-    assert not torch.allclose(token_logprobs(again.model, batch), after)
+    own = token_logprobs(again.model, batch)
+    assert not torch.allclose(own, after)
+    with pytest.raises(KeyboardInterrupt), again.frozen():  # and what is trained is the adapter again
+        raise KeyboardInterrupt
+    assert torch.equal(token_logprobs(again.model, batch), own)
 
 
 def test_pages_are_read_by_the_base_model_and_never_while_rows_are_sampled(run, tmp_path):
