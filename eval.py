@@ -430,6 +430,8 @@ def benchmark(config: EvalConfig) -> None:
 
 def ask(config: EvalConfig) -> None:
     """Grows one tree for a question. With one leaf it is the likeliest answer, shown step by step; else it is drawn."""
+    if config.ask.isspace():
+        raise ValueError(f"--ask: expected a question, or nothing for one of the world's, found {config.ask!r}")
     question, split = find_question(config.ask, config.seed)
     if models.size_of(config.model) == "tiny" and (odd := strange_words(question.question)):
         told = f"the built-in model has never seen {', '.join(odd)}: it knows questions about its own world alone"

@@ -30,11 +30,12 @@ from data.benchmarks import load_questions, sources_of
 from data.corpus import Corpus, index_corpus, no_page, terms
 from data.format import Tool, ToolCall, ToolResult, TrajectoryConfig, parse_call, parse_limits, printable, tagged
 from data.processes import summed
-from data.settings import Limits, Natural, Positive, Settings
+from data.settings import Limits, Natural, Positive, Settings, one_line_errors
 from data.web import Cache, OutOfBudget, Reader, Web, WebError, WebSearch, ask_endpoint, normal_query, reading_sandbox
 from data.world import World
 from sandbox import NO_WORKER, PythonSandbox
 
+USAGE = "index corpus.jsonl, or import answers.json cache.db [kind]"
 LIMIT_TEXT = "No tool calls are left. This call was not run. Give your answer now."
 
 
@@ -383,16 +384,29 @@ def make_sandbox(config: ToolConfig) -> PythonSandbox:
         raise ValueError(f"{error} (--allow_unsafe_python)") from None
 
 
-if __name__ == "__main__":
-    try:
+def main() -> None:
+    with one_line_errors("tools.py"):
         match sys.argv[1:]:
             case ["index", corpus] if not corpus.startswith("-"):
                 print(index_corpus(corpus))
-            case ["import", answers, file, *kind]:
-                found = json.loads(Path(answers).read_text(encoding="utf-8"))
-                found = {normal_query(query): text for query, text in found.items()}
-                print(Cache(file).load(*kind or ["search serper 3"], found), "new answers")
-            case _:
-                sys.exit("usage: python tools.py index corpus.jsonl | import answers.json cache.db [kind]")
-    except (OSError, ValueError, AttributeError) as error:
-        sys.exit(f"tools.py: error: {error}")
+            case ["import", answers, file, *kind] if len(kind) < 2:
+                print(Cache(file).load(*kind or ["search serper 3"], read_answers(answers)), "new answers")
+            case ["-h" | "--help"]:
+                print(USAGE)
+            case words:
+                raise ValueError(f"expected {USAGE}, found {' '.join(words) or 'no command'}")
+
+
+def read_answers(file: str) -> dict[str, str]:
+    """Answers by query, as a cache takes them. Raises ValueError for a file of another shape."""
+    try:
+        found = json.loads(Path(file).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: expected an object of queries and texts as JSON, found {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: expected an object of queries and texts, found {type(found).__name__}")
+    return {normal_query(query): text for query, text in found.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -114,14 +114,13 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     with one_line_errors("train.py", ToolsFail, OutOfBudget):
         config = read_flags(sys.argv[1:])
+        runs.rehearse(config)
         if config.dry_run:
             if config.stage == "rl":
                 load_tasks(config, make_sandbox(config), Lent())
-            runs.rehearse(config)
             print(describe(config))
             return
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        models.use_threads(config.threads)
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         if PartialState(cpu=not torch.cuda.is_available()).is_main_process:  # settles how processes find each other
             print(describe(config), flush=True)
@@ -160,7 +159,9 @@ def read_flags(argv: list[str]) -> TrainConfig:
 def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
     """The settings of an interrupted run, and over them the flags, which are told where they differ."""
     folder = checkpoint.parent.parent
-    before = known(TrainConfig, runs.read_about(folder)["settings"])
+    if not (about := runs.read_about(folder)):
+        raise ValueError(f"--resume: expected a run's settings in {folder / 'run.json'}, found no such file")
+    before = known(TrainConfig, about["settings"])
     own = {"resume": str(checkpoint), "output_dir": str(folder)}
     config = replace(parse(TrainConfig, argv, "train.py", __doc__, before), **own)
     if config.algo != before.get("algo", config.algo):

@@ -199,6 +199,15 @@ def refuse_short_sight(model, prompt_tokens: int, limits: TrajectoryConfig) -> N
         raise ValueError(f"expected attention and positions for {needed:,} tokens, {found}")
 
 
+def use_threads(count: int) -> None:
+    """Torch's threads on the CPU; 0 leaves it alone. Raises ValueError for more than can do any good."""
+    most = 4 * (os.cpu_count() or 1)
+    if count > most:
+        raise ValueError(f"--threads: expected at most {most}, four for each core, found {count}")
+    if count:
+        torch.set_num_threads(count)
+
+
 def logits_of(model, hidden: Tensor) -> Tensor:
     """The model's logits (…, V), fp32, from its last hidden states; some models scale or cap what their head gives."""
     config, logits = model.config.get_text_config(), model.get_output_embeddings()(hidden).float()

@@ -208,5 +208,5 @@ class Unbroken:
 
 def complain(prog: str, error: Exception | str, code: int = 2) -> NoReturn:
     """Ends a command with one line."""
-    print(f"{prog}: error: {error}", file=sys.stderr)
+    print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(code)
