@@ -390,7 +390,8 @@ def main() -> None:
             case ["index", corpus] if not corpus.startswith("-"):
                 print(index_corpus(corpus))
             case ["import", answers, file, *kind] if len(kind) < 2:
-                print(Cache(file).load(*kind or ["search serper 3"], read_answers(answers)), "new answers")
+                found = read_answers(answers)  # before a cache is made
+                print(Cache(file).load(*kind or ["search serper 3"], found), "new answers")
             case ["-h" | "--help"]:
                 print(USAGE)
             case words:

@@ -235,6 +235,7 @@ tools index corpus.jsonl good.jsonl | expected index corpus.jsonl, or import ans
 tools index --corpus corpus.jsonl | expected index corpus.jsonl, or import answers.json cache.db [kind], f
 tools import | expected index corpus.jsonl, or import answers.json cache.db [kind], f
 tools import answers.json | expected index corpus.jsonl, or import answers.json cache.db [kind], f
+tools import torn.answers cache.db | expected an object of queries and texts as JSON
 tools import list.json cache.db | list.json: expected an object of queries and texts, found list
 tools import nested.json cache.db | expected a text as the answer to 'who is it', found {'a': 1}
 tools import text.json cache.db | text.json: expected an object of queries and texts, found str
