@@ -406,6 +406,9 @@ def read_answers(file: str) -> dict[str, str]:
         raise ValueError(f"{file}: expected an object of queries and texts as JSON, found {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected an object of queries and texts, found {type(found).__name__}")
+    for query, text in found.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{file}: expected a text as the answer to {query!r}, found {text!r}"[:300])
     return {normal_query(query): text for query, text in found.items()}
 
 
