@@ -178,13 +178,13 @@ def rehearse(config: RunConfig) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder}: expected a folder, found a file")
     finished, others = (folder / "table.txt").exists(), "--overwrite replaces it, --output_dir starts elsewhere"
+    if not (config.overwrite or resumes) and (finished or list(folder.glob("checkpoints/step_*"))):
+        found = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
+        raise ValueError(f"{folder} holds {found}{others}")
     other = [name for name in NO_RUNS if (folder / name).exists()] if not (folder / "run.json").exists() else []
     if other and not resumes:
         found = f"{folder} with {other[0]} but no run.json, which a run would replace"
         raise ValueError(f"--output_dir: expected a run's folder or an empty one, found {found}")
-    if not (config.overwrite or resumes) and (finished or list(folder.glob("checkpoints/step_*"))):
-        found = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
-        raise ValueError(f"{folder} holds {found}{others}")
 
 
 # What a folder has that is a model, or somebody's work, and no run.
