@@ -212,6 +212,7 @@ def test_a_run_that_changed_no_weight_says_so_at_its_end(run, tmp_path):
 
 def test_an_unfinished_run_is_not_overwritten(run, two_runs, tmp_path, capsys):
     shutil.copytree(two_runs[0][0] / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(two_runs[0][0] / "run.json", tmp_path)
     with pytest.raises(SystemExit):
         run(train.main, "--output_dir", str(tmp_path))
     assert "holds an unfinished run: --resume auto" in capsys.readouterr().err
