@@ -404,15 +404,19 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     with one_line_errors("eval.py", ToolsFail, OutOfBudget):
         config = read_flags(sys.argv[1:])
-        command = merge if config.merge else benchmark if config.ask is None else ask
-        command(config)
+        (merge if config.merge else benchmark if config.ask is None else ask)(config)
 
 
 def read_flags(argv: list[str]) -> EvalConfig:
     """Flags over what follows the model; the shape of a tree follows --num_generations."""
     few = first_look(EvalConfig, argv, ("model", "num_generations"))
     shape = {"num_generations": 1, "num_initial": (few["num_generations"] + 1) // 2}
-    return parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(few["model"]) | shape)
+    config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(few["model"]) | shape)
+    if config.answer and config.ask is None:
+        raise ValueError("--answer: expected beside --ask, whose question it belongs to, found alone")
+    if config.merge and config.ask is not None:
+        raise ValueError("--merge: expected alone, since it answers nothing, found --ask")
+    return config
 
 
 def benchmark(config: EvalConfig) -> None:
@@ -483,8 +487,7 @@ def strange_words(text: str) -> list[str]:
 
 def merge(config: EvalConfig) -> None:
     """Writes a run's adapter and its base model as one model that `AutoModelForCausalLM` loads."""
-    if not models.is_adapter(config.model):
-        raise ValueError(f"--merge: {config.model} holds no adapter (adapter_config.json)")
+    models.check_merge(config.model, config.merge)
     dtype = models.pick_dtype(models.pick_device())  # not 4-bit, which would round what is merged
     policy = Policy.load(config.model, dtype=dtype)
     policy.adapter.merge_and_unload().save_pretrained(config.merge)

@@ -400,6 +400,8 @@ def main() -> None:
 
 def read_answers(file: str) -> dict[str, str]:
     """Answers by query, as a cache takes them. Raises ValueError for a file of another shape."""
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: expected a file, found {'a folder' if Path(file).is_dir() else 'no such file'}")
     try:
         found = json.loads(Path(file).read_bytes())
     except ValueError as error:

@@ -33,7 +33,7 @@ from advantage import ADVANTAGES
 from arpo import Policy, UpdateConfig, update
 from data import Question, models, runs
 from data.alarms import UNCHANGED, StopRequest, Watch
-from data.demonstrations import DemonstrationConfig, Example, batches, load_demonstrations, vocabulary_texts
+from data.demonstrations import DemonstrationConfig, Example, batches, check_file, load_demonstrations, vocabulary_texts
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
@@ -118,14 +118,15 @@ def main() -> None:
         if config.dry_run:
             if config.stage == "rl":
                 load_tasks(config, make_sandbox(config), Lent())
+            if config.cold_start or config.stage == "sft":
+                check_file(config)
             print(describe(config))
             return
         models.use_threads(config.threads)
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        if PartialState(cpu=not torch.cuda.is_available()).is_main_process:  # settles how processes find each other
-            print(describe(config), flush=True)
-        command = sft_command if config.stage == "sft" else rl_command
-        command(config, make_sandbox(config))
+        with runs.folder_for(config):
+            if PartialState(cpu=not torch.cuda.is_available()).is_main_process:  # settles how they find each other
+                print(describe(config), flush=True)
+            (sft_command if config.stage == "sft" else rl_command)(config, make_sandbox(config))
 
 
 # ---------------------------------------------------------------------------------- settings
@@ -148,9 +149,8 @@ def read_flags(argv: list[str]) -> TrainConfig:
         raise ValueError(f"--algo {config.algo}: expected all leaves to start from the prompt, {found}")
     if config.stage == "rl" and config.temperature == 0:
         raise ValueError("--temperature: expected above 0 in training, where leaves must differ, found 0")
-    if config.num_minibatches > config.questions_per_step:
-        found = f"--num_minibatches {config.num_minibatches}, --questions_per_step {config.questions_per_step}"
-        raise ValueError(f"expected no more minibatches than questions, found {found}")
+    if (batches := config.num_minibatches) > (most := config.questions_per_step):
+        raise ValueError(f"--num_minibatches: expected at most --questions_per_step {most}, found {batches}")
     if config.stage == "rl" and config.num_generations < 2:
         raise ValueError("--num_generations: expected at least 2, since a leaf is compared with others, found 1")
     return replace(config, output_dir=config.output_dir or default_folder(**asdict(config)))
@@ -164,8 +164,9 @@ def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
     before = known(TrainConfig, about["settings"])
     own = {"resume": str(checkpoint), "output_dir": str(folder)}
     config = replace(parse(TrainConfig, argv, "train.py", __doc__, before), **own)
-    if config.algo != before.get("algo", config.algo):
-        raise ValueError(f"--resume: expected the run's own --algo {before['algo']}, found {config.algo}")
+    for name in ("algo", "stage"):
+        if getattr(config, name) != (its := before.get(name, getattr(config, name))):
+            raise ValueError(f"--resume: expected the run's own --{name} {its}, found {getattr(config, name)}")
     for name, value in before.items():
         if name not in own and getattr(config, name) != value:
             print(f"resumed with another {name}: {value} before, {getattr(config, name)} now")
@@ -265,7 +266,7 @@ def load_tasks(config: TrainConfig, sandbox: PythonSandbox, lent: Lent) -> list[
 def start_policy(config: TrainConfig, sandbox: PythonSandbox) -> Policy:
     """The policy that RL starts from. A cold start is made once and kept in the run's folder."""
     start = Path(config.output_dir) / "sft"
-    if config.cold_start and not start.exists():
+    if config.cold_start and (config.overwrite and config.resume in ("", "auto") or not start.exists()):
         cold_start(config, sandbox, start)
     PartialState().wait_for_everyone()
     policy = open_policy(replace(config, model=str(start)) if config.cold_start else config, config.lora_r)

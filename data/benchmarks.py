@@ -97,7 +97,7 @@ def load_questions(data: str, split: str, count: int | None = None, metric: str 
     if parts == [(data, "")]:
         return load(data, split, count, metric)
     if not all(name and re.fullmatch(r"\d*\.?\d+", weight) and float(weight) for name, weight in parts):
-        raise ValueError(f"--data {data}: {MIXTURE}")
+        raise ValueError(f"--data: {MIXTURE}, found {data}")
     sources = [(load(name, split, None, metric, sides), float(weight)) for name, weight in parts]
     unit = min(len(questions) / weight for questions, weight in sources)
     if count:
@@ -137,14 +137,17 @@ def find_rows(name: str, hub_set: Benchmark | None, split: str, what: str, known
     if path and path.is_file() and path.suffix.lower() in READERS:
         return READERS[path.suffix.lower()](path)
     if path and path.is_file():
-        raise ValueError(f"{name}: expected a file that ends in {', '.join(READERS)}; unpack or convert it")
+        raise ValueError(
+            f"{name}: expected a file that ends in {', '.join(READERS)}, found another: unpack or convert it"
+        )
     if hub_set and not path:
         return hub_rows(hub_set, name, split)
     around = [other.name for other in path.parent.glob("*")] if path else known
     meant = difflib.get_close_matches(path.name if path else name, around, 1, 0.8)
     hint = f"; did you mean {meant[0]}?" if meant else f"; {MIXTURE}" if re.search("[=,]", name) else ""
     if path:
-        raise ValueError(f"{name}: a folder and no file" if path.is_dir() else f"{name}: no such file{hint}")
+        found = "a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{name}: expected a file, found {found}{hint}")
     files = ", ".join(READERS)
     raise ValueError(f"unknown {what} {name!r}: expected world, {', '.join(known)}, a hub id, or a {files} file{hint}")
 
@@ -226,7 +229,9 @@ def _json_rows(path: Path) -> Rows:
         try:
             rows = json.loads(path.read_bytes())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{error}{'; lines of JSON are named .jsonl' * (error.msg == 'Extra data')}") from None
+            raise ValueError(
+                f"{_first_line(error)}{'; lines of JSON are named .jsonl' * (error.msg == 'Extra data')}"
+            ) from None
         if not isinstance(rows, list):
             lists = [key for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
             inside = f" with a list under {', '.join(lists)}: save that alone" if lists else ""
@@ -252,7 +257,7 @@ def _parquet_rows(path: Path) -> Rows:
     try:
         return _numbered(read_table(path.open("rb")).to_pylist())
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a whole parquet file ({_first_line(error)})") from None
+        raise ValueError(f"{path}: expected parquet, found not a whole parquet file ({_first_line(error)})") from None
 
 
 def hub_rows(benchmark: Benchmark, name: str, split: str = "") -> Rows:
@@ -261,7 +266,7 @@ def hub_rows(benchmark: Benchmark, name: str, split: str = "") -> Rows:
     Of a set that names none: its training split, or whatever it has.
     """
     if split == "train" and not benchmark.train:
-        raise ValueError(f"{name} has no training questions: it is a test")
+        raise ValueError(f"{name}: expected a set with training questions, found one that is a test alone")
     parts = {"train": f"[:-{DEV_ROWS}]", "dev": f"[-{DEV_ROWS}:]"}
     wanted = benchmark.train + parts[split] if benchmark.train and split in parts else benchmark.split or None
     no_file = "" if benchmark.licence else f"; and there is no file {name}"
@@ -290,6 +295,10 @@ def _numbered(rows: Iterable) -> Rows:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"expected text in UTF-8, found the byte {error.object[error.start]:#x} at {error.start}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"expected JSON, found none ({error})"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -309,7 +318,9 @@ def naming(source: str, place: str):
     """What goes wrong inside with a row becomes a ValueError that says in one line which row it was."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error) as error:
+    except csv.Error as error:
+        raise ValueError(f"{source}, {place}: expected rows between quotes that close, found {error}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{source}, {place}: {_first_line(error)}") from None
 
 
@@ -343,7 +354,9 @@ def _questions(rows: Rows, source: str, key: str, metric: str, usual: str) -> tu
     for what, places in told.items():
         print(f"{source}: {len(places):,} of {len(rows):,} rows {what} ({places[0]} first)", file=sys.stderr)
     if not questions:
-        raise ValueError(f"{source}: no questions in this {'file' if path_of(source) else 'set'}")
+        raise ValueError(
+            f"{source}: expected questions, found no questions in this {'file' if path_of(source) else 'set'}"
+        )
     usual = usual or ("math" if maths >= len(questions) / 10 else "em")
     return [replace(q, metric=metric or q.metric or usual) for q in _distinct(questions)], unread
 

@@ -55,7 +55,7 @@ def load_conversations(name: str) -> tuple[list[Conversation], dict[str, str]]:
     own = Benchmark(name, "train", 0, "", "") if name.count("/") == 1 else None
     rows = find_rows(name, SETS_BY_NAME.get(name.lower(), own), "", "conversations", SETS)
     if not rows:
-        raise ValueError(f"{name}: no conversations in it")
+        raise ValueError(f"{name}: expected conversations, found none in it")
     found, skipped, bad, systems = [], {}, [], 0
     shared = _shared_instruction(rows)
     for place, row in rows:

@@ -39,7 +39,9 @@ class Corpus:
         with suppress(sqlite3.Error):
             if not self._file or self._rows("SELECT title, text FROM passages, places WHERE passage > 0 LIMIT 1"):
                 return
-        raise ValueError(f"{source}: an empty corpus, no index of one, or of another version: index it again")
+        raise ValueError(
+            f"{source}: expected an index, found an empty one, none, or one of another version: index the corpus again"
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
@@ -47,6 +49,9 @@ class Corpus:
         path = Path(path)
         if path.suffix not in (".jsonl", ".db"):
             raise ValueError(f"expected a corpus (.jsonl) or its index (.db) to search in, found {str(path)!r}")
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "no such file"
+            raise ValueError(f"{path}: expected a corpus or its index to search in, found {found}")
         index = path.with_suffix(".db")
         if path.suffix == ".jsonl" and (not index.exists() or index.stat().st_mtime < path.stat().st_mtime):
             return cls(index_corpus(path))
@@ -102,15 +107,22 @@ def terms(query: str, limit: int = 32) -> list[str]:
 
 def index_corpus(corpus: str | Path) -> Path:
     """Indexes a JSONL file into a file beside it; a row's address is else its line's number. ValueError or OSError."""
-    target = Path(corpus).with_suffix(".db")
+    corpus = Path(corpus)
+    if corpus.suffix != ".jsonl" or not corpus.is_file():
+        found = "a folder" if corpus.is_dir() else "a file of another name" if corpus.exists() else "no such file"
+        raise ValueError(f"{corpus}: expected a corpus to index (.jsonl), found {found}")
+    target = corpus.with_suffix(".db")
     unfinished = target.with_suffix(".unfinished")  # renamed when complete: a killed command leaves no half index
     mixed = "SELECT address, min(title), max(title) FROM passages GROUP BY address HAVING min(title) < max(title)"
     unfinished.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(unfinished)) as db:
             _fill(db, _read_corpus(corpus))
+            if not db.execute("SELECT 1 FROM places").fetchone():
+                raise ValueError(f"{corpus}: expected passages on its lines, found an empty corpus")
             for address, *titles in db.execute(mixed):  # rows of one address are one page
-                raise ValueError(f"{corpus}: pages of several titles have the address {address!r}: {titles!r:.200}")
+                found = f"pages of several titles have the address {address!r}: {titles!r:.200}"
+                raise ValueError(f"{corpus}: expected one title for an address, found that {found}")
         return unfinished.replace(target)
     except sqlite3.Error as error:
         raise OSError(f"cannot write {target}: {error}") from None
@@ -125,7 +137,8 @@ def _read_corpus(corpus: str | Path) -> Iterator[tuple[str, str, str]]:
                 if line.strip(b"\xef\xbb\xbf \t\r\n"):  # not empty
                     yield _passage(json.loads(line), str(number))
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{corpus}, line {number}: {error}, found {str(line[:60])[2:-1]}") from None
+                wanted = error if type(error) is ValueError else f"expected JSON in UTF-8 ({error})"
+                raise ValueError(f"{corpus}, line {number}: {wanted}, found {str(line[:60])[2:-1]}") from None
 
 
 def _passage(row, number: str) -> tuple[str, str, str]:

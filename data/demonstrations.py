@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import ANSWER, Action
+from data.benchmarks import path_of
 from data.conversations import describe_skipped, load_conversations
 from data.format import Tool, TrajectoryConfig, encode_turns, read_answer, write_action
-from data.settings import NonNegative, Positive
+from data.settings import Positive, Share
 from data.world import World, demonstrations
 
 Example = tuple[list[int], list[int]]  # token ids, and 1 where the policy wrote the token; both (T,)
@@ -31,7 +32,7 @@ class DemonstrationConfig(TrajectoryConfig):
     sft_worlds: Positive = 100  # worlds that demonstrations are drawn from
     sft_each: Positive = 32  # demonstrations from each; sft_worlds * sft_each conversations of other sft_data
     sft_batch_tokens: Positive = 6000  # of a batch, padding included
-    sft_learning_rate: NonNegative = 1e-4  # peak
+    sft_learning_rate: Share = 1e-4  # peak
 
 
 def load_demonstrations(tokenizer, config: DemonstrationConfig, tools_of: Callable[[World], Tools]) -> list[Example]:
@@ -60,6 +61,12 @@ def expert_turns(actions: list[Action], tools: Tools) -> Iterator[tuple[str, str
         yield write_action(action), result
 
 
+def check_file(config: DemonstrationConfig) -> None:
+    """Reads conversations that lie in a file; ValueError or OSError says what is wrong with it."""
+    if path_of(config.sft_data):
+        load_conversations(config.sft_data)
+
+
 def conversation_set(tokenizer, config: DemonstrationConfig) -> list[Example]:
     """Encoded conversations, without those that would cost -1 in a rollout: wrong in format, or over a limit.
 
@@ -80,7 +87,7 @@ def conversation_set(tokenizer, config: DemonstrationConfig) -> list[Example]:
                 examples.append(example)
     told = describe_skipped(config.sft_data, rows, skipped) if skipped else config.sft_data
     if not examples:
-        raise ValueError(f"no usable row in {told}")
+        raise ValueError(f"expected conversations to learn from, found no usable row in {told}")
     if skipped:
         print(told, file=sys.stderr)
     return examples

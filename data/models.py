@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from data.settings import Settings
 
 LOGITS_BYTES = 160e6  # of a chunk of logits in fp32: 263 rows of 151,936
 
-# The built-in model's weights; made by: python train.py --stage sft --output_dir data/tiny_model
+# The built-in model's weights; made by: python train.py --stage sft --overwrite --output_dir data/tiny_model
 TINY = Path(__file__).parent / "tiny_model"
 ALIASES = {"Qwen": "Qwen/", "SmolLM": "HuggingFaceTB/", "Llama-": "meta-llama/"}
 
@@ -47,6 +48,7 @@ SIZES = {
         "max_turn_tokens": 512, "max_result_tokens": 384,
     },
 }  # fmt: skip
+CONFIGS = "adapter_config.json", "config.json"  # one of them makes a folder a model's
 PROMPT_TOKENS = 500  # that a prompt may take, in the memory plan
 # What a run hands on to whoever goes on from its model: how it reads and writes, not how it was trained.
 OF_THE_MODEL = (
@@ -86,14 +88,32 @@ def resolve_model(name: str) -> str:
     if path.suffix == ".gguf" and path.is_file():
         return str(unpack_gguf(path))
     if path.is_dir():
+        check_folder(path)
         return str(path.resolve())  # an adapter's folder remembers it, and may be read from elsewhere
-    like_a_path = name.startswith((".", "/", "~", "runs/", "data/")) or name.count("/") > 1
-    if path.is_file() or like_a_path:
+    like_a_path = name.startswith((".", "/", "~", "runs/", "data/")) or path.suffix == ".gguf"
+    if path.is_file() or like_a_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], 1)
         meant = f" (perhaps {path.parent / near[0]}?)" if near else ""
         raise ValueError(f"--model {name}: expected a folder with a model, a .gguf file or a hub id, found none{meant}")
     owner = next((owner for start, owner in ALIASES.items() if name.startswith(start)), "")
     return name if "/" in name else owner + name
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError for a folder that can hold no model, from its files' names and its configuration alone."""
+    config = next((file for name in CONFIGS if (file := folder / name).is_file()), None)
+    if config is None:
+        raise ValueError(f"--model {folder}: expected a model's folder with {' or '.join(CONFIGS)}, found neither")
+    try:
+        read = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config}: expected JSON, found {error}") from None
+    if not isinstance(read, dict):
+        raise ValueError(f"{config}: expected an object, found {type(read).__name__}")
+    if config.name == CONFIGS[0]:
+        base_of(str(folder))
+    elif not [*folder.glob("*.safetensors*"), *folder.glob("*.bin*")]:
+        raise ValueError(f"--model {folder}: expected weights beside config.json, found none")
 
 
 def unpack_gguf(file: Path) -> Path:
@@ -111,14 +131,25 @@ def unpack_gguf(file: Path) -> Path:
 
 
 def is_adapter(folder: str) -> bool:
-    return (Path(folder) / "adapter_config.json").is_file()
+    return (Path(folder) / CONFIGS[0]).is_file()
+
+
+def check_merge(model: str, folder: str) -> None:
+    """Raises ValueError where a merged model would replace something, or there is nothing to merge."""
+    if not is_adapter(model):
+        raise ValueError(f"--merge: expected an adapter's folder ({CONFIGS[0]}) as --model, found {model}")
+    if Path(folder).exists() and not (Path(folder).is_dir() and not any(Path(folder).iterdir())):
+        raise ValueError(f"--merge {folder}: expected a new or empty folder, found something there")
 
 
 def base_of(name: str) -> str:
     """The model that an adapter belongs to; any other model is its own."""
     if not is_adapter(name):
         return name
-    base = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    key, config = "base_model_name_or_path", Path(name) / "adapter_config.json"
+    base = json.loads(config.read_text(encoding="utf-8")).get(key)
+    if not isinstance(base, str):
+        raise ValueError(f"{config}: expected the base model under {key}, found {base}")
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise ValueError(f"expected the base model of the adapter in {name} at {base}, found no folder there")
     return base
@@ -246,10 +277,12 @@ def cannot_load(name: str, error: Exception) -> ValueError:
     """What to tell a user whose model could not be loaded."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if Path(name).is_dir():
-        return ValueError(f"cannot load the model in {name}: {reason}")
+        return ValueError(
+            f"cannot load the model in {name}: expected a whole model that trees can be grown with, found: {reason}"
+        )
     return ValueError(
         f"cannot load the model {name!r}: expected 'tiny', a folder, a .gguf file or a hub id; looked for "
-        f"a folder, in {HF_HUB_CACHE} and at {ENDPOINT} ({reason})\n"
+        f"a folder, in {HF_HUB_CACHE} and at {ENDPOINT} ({reason}); "
         f"without a network: hf download {name} --local-dir FOLDER where there is one, then --model FOLDER"
     )
 

@@ -5,22 +5,22 @@ Gradients are summed over the processes, clipped, and applied if they are finite
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
-from data.settings import Natural, NonNegative, Settings
+from data.settings import Limits, Natural, NonNegative, Settings, Share
 
 
 @dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    learning_rate: NonNegative = 1e-5  # peak
+    learning_rate: Share = 1e-5  # peak
     warmup_steps: Natural = 3  # over which the learning rate rises
     lr_scheduler_type: Literal["cosine", "constant"] = "cosine"  # down to a tenth, or constant
     weight_decay: NonNegative = 0.0  # of AdamW
-    max_grad_norm: NonNegative = 1.0  # gradients are clipped to it
+    max_grad_norm: Annotated[float, Limits(1e-6)] = 1.0  # gradients are clipped to it
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"  # the last two are bitsandbytes'
 
 

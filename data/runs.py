@@ -11,13 +11,14 @@ and beside them the best model in Hugging Face form, so that a run's folder is i
 half written under its name. Left out: how a tree is drawn (`eval.py`), what the numbers mean (`train.py`).
 """
 
+import contextlib
 import errno
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -54,6 +55,10 @@ class Run:
         self.best_step: int = checkpoint.get("best_step", 0) if checkpoint else 0
         self.writes = PartialState().is_main_process
         if self.writes:
+            if config.overwrite and not checkpoint:  # not earlier: a start that fails must cost no run
+                (self.folder / "table.txt").unlink(missing_ok=True)
+                for old in ("checkpoints", "trees", "plots"):
+                    shutil.rmtree(self.folder / old, ignore_errors=True)
             (self.folder / "trees").mkdir(parents=True, exist_ok=True)
             write_about(self.folder, config, size)
             self.metrics = (self.folder / "metrics.jsonl").open("a" if checkpoint else "w", encoding="utf-8")
@@ -153,38 +158,51 @@ def find_checkpoint(resume: str, output_dir: str) -> Path | None:
 
 
 def begin(config: RunConfig) -> dict[str, Any] | None:
-    """The state of the checkpoint that the run goes on from, if it does, and its folder made ready if not.
-
-    Starting anew over another run would lose it, and is refused with ValueError, as is a second run in one folder.
-    """
+    """The state of the checkpoint that the run goes on from, if it does; ValueError for a second run in one folder."""
     folder = Path(config.output_dir)
-    rehearse(config)
     if PartialState().is_main_process:
         lock(folder)
     if config.resume not in ("", "auto"):
         return read_checkpoint(Path(config.resume))
-    if config.overwrite and PartialState().is_main_process:
-        (folder / "table.txt").unlink(missing_ok=True)
-        for old in ("checkpoints", "trees", "plots", "sft"):
-            shutil.rmtree(folder / old, ignore_errors=True)
     return None
 
 
 def rehearse(config: RunConfig) -> None:
-    """Raises ValueError or ImportError for what would stop a run before its first step or at its first line."""
+    """Raises ValueError or ImportError for what would stop a run before its first step or at its first line.
+
+    Starting anew over another run, or over a model, would lose it.
+    """
     folder, resumes = Path(config.output_dir), config.resume not in ("", "auto")
     if config.report_to != "none":
         import_module("torch.utils.tensorboard" if config.report_to == "tensorboard" else config.report_to)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder}: expected a folder, found a file")
+    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
+        raise ValueError(f"--output_dir {folder}: expected a folder, found a file ({file})")
     finished, others = (folder / "table.txt").exists(), "--overwrite replaces it, --output_dir starts elsewhere"
     if not (config.overwrite or resumes) and (finished or list(folder.glob("checkpoints/step_*"))):
         found = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
-        raise ValueError(f"{folder} holds {found}{others}")
-    other = [name for name in NO_RUNS if (folder / name).exists()] if not (folder / "run.json").exists() else []
-    if other and not resumes:
-        found = f"{folder} with {other[0]} but no run.json, which a run would replace"
-        raise ValueError(f"--output_dir: expected a run's folder or an empty one, found {found}")
+        raise ValueError(f"--output_dir {folder}: expected a new folder, found {found}{others}")
+    about, other = read_about(folder), [name for name in NO_RUNS if (folder / name).exists()]
+    if other and not about and not resumes:
+        found = f"{other[0]} but no run.json, which a run would replace"
+        raise ValueError(f"--output_dir {folder}: expected a run's folder or an empty one, found {found}")
+    if other and not (config.overwrite or resumes) and about["settings"].get("stage") == "sft":
+        raise ValueError(f"--output_dir {folder}: expected a new folder, found a model after SFT: {others}")
+
+
+@contextlib.contextmanager
+def folder_for(config: RunConfig) -> Iterator[None]:
+    """Makes a run's folder; one in which nothing was written goes again, and so do its parents."""
+    folder = Path(config.output_dir)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if made and [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+        with contextlib.suppress(OSError):  # not empty
+            for place in made:
+                place.rmdir()
 
 
 # What a folder has that is a model, or somebody's work, and no run.

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -33,6 +34,7 @@ class Limits:
 Positive = Annotated[int, Limits(1)]
 Natural = Annotated[int, Limits(0)]
 NonNegative = Annotated[float, Limits(0)]
+Share = Annotated[float, Limits(0, 1)]
 
 # Flags and values of version 0.1 that are called otherwise now. They are accepted for one more release.
 RENAMED = {"beta": "kl_coef"}
@@ -59,6 +61,8 @@ class Settings:
                 raise ValueError(f"--{name}: expected a finite number, found {value}")
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise ValueError(f"--{name}: expected one of {', '.join(get_args(kind))}, found {value!r}")
+            if kind in (int, float) and not isinstance(value, int | float):
+                raise ValueError(f"--{name}: expected a number, found {value!r}")
             for limits in (note for note in notes if isinstance(note, Limits)):
                 if not limits.least <= value <= limits.most:
                     above = "" if limits.most == math.inf else f" and at most {limits.most:g}"
@@ -149,7 +153,7 @@ def _or_one_line(read):
     width, said = os.environ.get("COLUMNS"), io.StringIO()
     os.environ["COLUMNS"] = "10000"  # so that no message is broken
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), warnings.catch_warnings(action="ignore"):
             return read()
     except SystemExit:
         lines = [

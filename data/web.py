@@ -66,7 +66,9 @@ class Cache:
 
     def __init__(self, path: str | Path = ":memory:", mode: str = "online", max_paid_calls: int = 0):
         if mode == "offline" and not Path(path).is_file():
-            raise FileNotFoundError(f"offline needs a cache file, and there is none at {path}")
+            raise FileNotFoundError(
+                f"--cache_mode offline: expected a cache file (--web_cache), found none at {path!r}"
+            )
         self.mode, self.limit, self._lock = mode, max_paid_calls, threading.Lock()
         self._turns, self._refreshed = {}, set()
         columns = "kind TEXT, key TEXT, text TEXT, outcome TEXT, PRIMARY KEY (kind, key)"
@@ -74,7 +76,9 @@ class Cache:
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
             self._db.execute(f"CREATE TABLE IF NOT EXISTS answers({columns})")
         except sqlite3.Error as error:
-            raise OSError(f"the web's answers cannot be kept in {path}: {error}") from None
+            raise OSError(
+                f"{path}: expected a file where answers can be kept, found that they cannot be kept ({error})"
+            ) from None
 
     def get(self, kind: str, key: str, ask: Callable[[], str]) -> ToolResult:
         """The stored answer, or what `ask` returns or raises (`WebError`). Threads that want the same share one ask."""
@@ -414,7 +418,8 @@ class WebSearch:
         self.provider, self.cache, self.top_k, self.seconds = provider, cache, top_k, seconds
         self.url, self._key = url or self.URLS[provider], os.environ.get(f"{provider.upper()}_API_KEY", "")
         if not self._key and cache.mode != "offline":
-            raise ValueError(f"no key: set the environment variable {provider.upper()}_API_KEY")
+            key = f"{provider.upper()}_API_KEY"
+            raise ValueError(f"--search {provider}: expected the environment variable {key}, found no key")
 
     def __call__(self, query: str) -> ToolResult:
         if not (query := normal_query(query)):

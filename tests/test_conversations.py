@@ -197,8 +197,8 @@ GOOD = json.dumps(sharegpt(ASKED, WHOLE)).encode() + b"\n"
         ("a.jsonl", GOOD + b"\n[1]", "a.jsonl, line 3: expected an object, found list"),
         ("a.jsonl", b'{"output": "\xff"}', "line 1: "),
         ("a.jsonl", b"[" * 100_000, "line 1: "),
-        ("a.jsonl", b" \n\n", "a.jsonl: no conversations in it"),
-        ("a.json", b"[]", "a.json: no conversations in it"),
+        ("a.jsonl", b" \n\n", "a.jsonl: expected conversations, found none in it"),
+        ("a.json", b"[]", "a.json: expected conversations, found none in it"),
         ("a.json", b"", "a.json, read as JSON: "),
         ("a.json", b"[" + GOOD[:-9], "a.json, read as JSON: "),
         ("a.json", GOOD, "read as JSON: expected an array, found dict"),
@@ -275,7 +275,9 @@ def test_what_rl_would_punish_or_cut_is_left_out_and_reported(tmp_path, capsys):
     told = "17 of 21 rows skipped (format 11, no question 3, several questions 1, no boxed answer 1, too long 1; line 5"
     errors = capsys.readouterr().err
     assert f"{path}: {told} first)\n" in errors and errors.count("skipped") == 1
-    with pytest.raises(ValueError, match=f"^no usable row in {path}: 2 of 2 rows skipped .format 2; line 1 first.$"):
+    with pytest.raises(
+        ValueError, match=f"found no usable row in {path}: 2 of 2 rows skipped .format 2; line 1 first.$"
+    ):
         train.examples_of(tokenizer, settings("--sft_data", write(tmp_path, *rows[4:6])), None)
 
 
@@ -320,4 +322,8 @@ def test_the_command_says_what_it_learns_from_and_what_is_wrong(tmp_path, monkey
         command("--stage", "sft", "--model", str(TINY), "--sft_data", path)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1
-    assert error.startswith("train.py: error: no usable row in ") and "1 of 1 rows skipped (format 1;" in error
+    assert (
+        error.startswith("train.py: error: expected ")
+        and "found no usable row in " in error
+        and "1 of 1 rows skipped (format 1;" in error
+    )
