@@ -39,9 +39,8 @@ class Corpus:
         with suppress(sqlite3.Error):
             if not self._file or self._rows("SELECT title, text FROM passages, places WHERE passage > 0 LIMIT 1"):
                 return
-        raise ValueError(
-            f"{source}: expected an index, found an empty one, none, or one of another version: index the corpus again"
-        )
+        found = "an empty corpus, no index of one, or of another version"
+        raise ValueError(f"{source}: expected an index of passages, found {found}: index it again")
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":

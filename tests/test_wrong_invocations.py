@@ -312,9 +312,9 @@ train --dry_run --search absent.db
 train --dry_run --search words.txt
     expected a corpus (.jsonl) or its index (.db) to search in, found 'words.txt'
 train --dry_run --search words.db
-    words.db: expected an index, found an empty one, none, or one of another version: index the corpus again
+    words.db: expected an index of passages, found an empty corpus, no index of one, or of another version
 train --dry_run --search other.db
-    other.db: expected an index, found an empty one, none, or one of another version: index the corpus again
+    other.db: expected an index of passages, found an empty corpus, no index of one, or of another version
 train --dry_run --search empty.jsonl
     empty.jsonl: expected passages on its lines, found an empty corpus
 train --dry_run --search textless.jsonl
@@ -350,7 +350,7 @@ train --data good.jsonl --search nowhere.jsonl
 eval --search google
     expected a corpus (.jsonl) or its index (.db) to search in, found 'google'
 eval --search words.db
-    words.db: expected an index, found an empty one, none, or one of another version: index the corpus again
+    words.db: expected an index of passages, found an empty corpus, no index of one, or of another version
 eval --search serper
     --search serper: expected the environment variable SERPER_API_KEY, found no key
 eval --ask --search absent.jsonl
@@ -409,6 +409,8 @@ train --dry_run --model runs/typed_run
     --model runs/typed_run: expected a model's folder with adapter_config.json or config.json, found neither
 train --model void
     --model void: expected a model's folder with adapter_config.json or config.json, found neither
+train --model torn_weights --overwrite --output_dir runs/unfinished
+    cannot load the model in torn_weights: expected a … , found: Error while deserializing header: header too larg
 train --model torn_weights
     cannot load the model in torn_weights: expected a … , found: Error while deserializing header: header too larg
 train --model no_weights
