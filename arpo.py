@@ -191,7 +191,7 @@ def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfi
         gain = SURROGATES[config.surrogate](ratio, clipped, logprobs, batch, config)
     loss = -(W * gain).sum()
     bites = ((clipped * A < ratio * A) & (W > 0)).any(-1)
-    # Where the clip bites; the sampler's probabilities against these (k3, which is numerics). In the end, shares.
+    # Tokens where PPO's clip would bite; the sampler's probabilities against these (k3: numerics). In the end, shares.
     sums = {"clip_fraction": float(bites.sum()), "kl_sampler": float(k3(old, batch.sampler_logprobs).sum())}
     if reference is not None:
         kl = k3(reference, logprobs)

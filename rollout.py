@@ -225,7 +225,7 @@ class GrowingTree:
     def _end(self, row: Row) -> None:
         self.rows.remove(row)
         row.stop_at = 0
-        if self.config.branch_rule == "best":
+        if self.config.branch_rule == "best" and self.budget:
             self.ended.append(row)
 
     def fork(self) -> None:

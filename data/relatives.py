@@ -10,7 +10,6 @@ from torch import Tensor
 EPS = 1e-6  # added to every standard deviation; sample standard deviations throughout
 
 
-
 def whitened_by_tokens(rewards: Tensor, lengths: Tensor) -> Tensor:
     """REINFORCE++ (arXiv 2501.03262) as its two well-known implementations have it, both (Q, M): mean and variance
     over the batch's tokens, so that a long leaf weighs more."""

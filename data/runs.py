@@ -168,25 +168,30 @@ def begin(config: RunConfig) -> dict[str, Any] | None:
 
 
 def rehearse(config: RunConfig) -> None:
-    """Raises ValueError or ImportError for what would stop a run before its first step or at its first line.
-
-    Starting anew over another run, or over a model, would lose it.
-    """
-    folder, resumes = Path(config.output_dir), config.resume not in ("", "auto")
+    """Raises ValueError or ImportError for what would stop a run before its first step or at its first line."""
     if config.report_to != "none":
         import_module("torch.utils.tensorboard" if config.report_to == "tensorboard" else config.report_to)
+    folder = Path(config.output_dir)
     if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
         raise ValueError(f"--output_dir {folder}: expected a folder, found a file ({file})")
-    finished, others = (folder / "table.txt").exists(), "--overwrite replaces it, --output_dir starts elsewhere"
-    if not (config.overwrite or resumes) and (finished or list(folder.glob("checkpoints/step_*"))):
-        found = "a finished run: " if finished else "an unfinished run: --resume auto goes on, "
-        raise ValueError(f"--output_dir {folder}: expected a new folder, found {found}{others}")
-    about, other = read_about(folder), [name for name in NO_RUNS if (folder / name).exists()]
-    if other and not about and not resumes:
-        found = f"{other[0]} but no run.json, which a run would replace"
-        raise ValueError(f"--output_dir {folder}: expected a run's folder or an empty one, found {found}")
-    if other and not (config.overwrite or resumes) and about["settings"].get("stage") == "sft":
-        raise ValueError(f"--output_dir {folder}: expected a new folder, found a model after SFT: {others}")
+    if config.resume in ("", "auto"):
+        refuse_to_lose(folder, config.overwrite)
+
+
+def refuse_to_lose(folder: Path, overwrite: bool) -> None:
+    """Raises ValueError where a new run would replace another run or a model; a run may be replaced if asked for."""
+    others, expected = "--overwrite replaces it, --output_dir starts elsewhere", f"--output_dir {folder}: expected a"
+    about, work = read_about(folder), [name for name in NO_RUNS if (folder / name).exists()]
+    if work and not overwrite:
+        if "table.txt" in work:
+            raise ValueError(f"{expected} new folder, found a finished run: {others}")
+        if list(folder.glob("checkpoints/step_*")):
+            raise ValueError(f"{expected} new folder, found an unfinished run: --resume auto goes on, {others}")
+        if about and about["settings"].get("stage") == "sft":
+            raise ValueError(f"{expected} new folder, found a model after SFT: {others}")
+    if work and not about:
+        found = f"{work[0]} but no run.json, which a run would replace"
+        raise ValueError(f"{expected} run's folder or an empty one, found {found}")
 
 
 @contextlib.contextmanager

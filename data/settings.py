@@ -37,8 +37,11 @@ NonNegative = Annotated[float, Limits(0)]
 Share = Annotated[float, Limits(0, 1)]
 
 # Flags and values of version 0.1 that are called otherwise now. They are accepted for one more release.
-RENAMED = {"beta": "kl_coef"}
-RENAMED_VALUES = {"loss_type": {"dapo": "token_mean", "grpo": "sequence_mean", "dr_grpo": "constant"}}
+RENAMED = {"beta": "kl_coef", "shuffle_entropy": "score"}
+RENAMED_VALUES = {
+    "loss_type": {"dapo": "token_mean", "grpo": "sequence_mean", "dr_grpo": "constant"},
+    "score": {True: "lot", False: "entropy"},
+}
 
 
 @dataclass(frozen=True)

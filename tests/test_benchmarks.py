@@ -396,7 +396,8 @@ def test_a_file_that_exists_is_a_file(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("nope.jsonl", "^nope.jsonl: expected a file, found no such file$"), ("d/quests.csv", "no such file; did you mean questions.csv"),
+        ("nope.jsonl", "^nope.jsonl: expected a file, found no such file$"),
+        ("d/quests.csv", "no such file; did you mean questions.csv"),
         ("d/questions.jsnl", "no such file"), ("runs/nope", "no such file"), ("./nope", "no such file"),
         ("~/nope.jsonl", "^~/nope.jsonl: expected a file, found no such file"), ("~nobody-here/q.csv", "no such file"),
         ("lr=0.1/q.jsonl", "no such file"), ("d/", "found a folder"),

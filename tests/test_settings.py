@@ -17,7 +17,7 @@ import train
 from arpo import UpdateConfig
 from data import runs
 from data.models import OF_THE_MODEL
-from data.settings import hints, one_line_errors
+from data.settings import hints, known, one_line_errors
 from rollout import RolloutConfig
 
 ROOT = Path(__file__).parent.parent
@@ -222,6 +222,11 @@ def test_auto_begins_where_there_is_nothing_to_resume(tmp_path):
     assert flags("--resume", "auto", "--output_dir", str(tmp_path)).resume == "auto"
     with pytest.raises(ValueError, match="expected a run's folder with checkpoints, found none in it"):
         flags("--resume", str(tmp_path))
+
+
+def test_a_control_of_version_0_1_stays_a_control():
+    """Guards: a resumed run of the control that goes on as the method, since its flag is not known any more."""
+    assert [known(train.TrainConfig, {"shuffle_entropy": old})["score"] for old in (True, False)] == ["lot", "entropy"]
 
 
 def test_a_run_of_version_0_1_goes_on_with_the_same_loss(tmp_path):

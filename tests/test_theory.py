@@ -128,7 +128,7 @@ def test_split_weights_are_exact_where_the_decision_looks_at_the_prefix_alone():
 
 
 def test_hard_and_soft_agree_on_policy():
-    """The same gradient with token means, in expectation; guards two definitions that differ before any clip."""
+    """The same gradient, in expectation. Guards: two definitions that differ before any clip."""
     for chance in CHANCES:
         assert expected(chance, attribution="hard").tolist() == pytest.approx(expected(chance).tolist(), abs=1e-6)
 

@@ -124,7 +124,7 @@ def test_the_same_trees_as_version_0_1(tokenizer):
         trees = grow(sampler, ["the town is", "the river of the mayor", "old"], keys, **config, **room)
         text = json.dumps([facts(tree) for tree in trees])
         assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected[number], f"tree {number}: {config}"
-    assert same > 25
+    assert same == 31
 
 
 @pytest.mark.parametrize("fork_at", ["result", "probe"])
