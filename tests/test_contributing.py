@@ -161,10 +161,10 @@ assert torch.allclose(found, wanted) and found[1].abs().max() == 0, found
 
 def test_a_method_and_an_advantage_estimator(tmp_path):
     project = copy_of_the_project(tmp_path, *ADDED)  # they do not get in each other's way
-    run(project, "-c", USE_AN_ESTIMATOR)
     small = "--max_steps 1 --questions_per_step 2 --num_generations 4 --eval_questions 2 --test_questions 2 --threads 1"
     flags = ["--algo", "arpo-coin", "--advantage", "median", *small.split(), "--allow_unsafe_python"]
-    table = run(project, "train.py", *flags, "--output_dir", "out")
+    train = "\nimport train\ntrain.main()"  # in the same process, since each import of torch takes seconds
+    table = run(project, "-c", USE_AN_ESTIMATOR + train, *flags, "--output_dir", "out")
     settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
     assert (settings["branch_rule"], settings["advantage"], settings["num_initial"]) == ("coin", "median", 4)
     step = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -145,7 +145,8 @@ def test_help_shows_the_comments_of_the_fields(command, capsys):
     assert stop.value.code == 0 and printed.err == "" and has_help(printed.out, command)
 
 
-@pytest.mark.parametrize("command", [pytest.param("eval", marks=pytest.mark.slow), "train"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["eval", "train"])
 def test_a_profiler_sees_the_same_help(command):
     """Guards: comments that are looked for in the file that was started, which is then the profiler's."""
     argv = [sys.executable, "-m", "cProfile", f"{command}.py", "--help"]

@@ -2,14 +2,12 @@
 
 import itertools
 import json
-import subprocess
 import sys
 from functools import partial
 
 import pytest
 from test_web import (
     ARTICLE,
-    ROOT,
     SERPER,
     keys,
     page,
@@ -20,6 +18,7 @@ from test_web import (
     web_of,
 )
 
+import tools
 from arpo import Policy
 from data.benchmarks import load_questions
 from data.format import ToolCall, ToolResult, encode_prompt
@@ -135,11 +134,12 @@ def test_trees_grown_offline_from_the_cache_are_those_grown_online(serve, keys, 
     assert box.counts["search", "cached"] > 20 and not box.counts["search", "error"]
 
 
-def test_stored_searches_are_imported(tmp_path):
+def test_stored_searches_are_imported(tmp_path, monkeypatch, capsys):
     (tmp_path / "old.json").write_text(json.dumps({"Iron  tower": "Page 1: high", "b": "2"}))
     for new in (2, 0):
-        command = [sys.executable, ROOT / "tools.py", "import", tmp_path / "old.json", tmp_path / "c.db"]
-        assert subprocess.run(command, capture_output=True, text=True).stdout == f"{new} new answers\n"
+        monkeypatch.setattr(sys, "argv", ["tools.py", "import", str(tmp_path / "old.json"), str(tmp_path / "c.db")])
+        tools.main()
+        assert capsys.readouterr().out == f"{new} new answers\n"
     search = WebSearch("serper", Cache(tmp_path / "c.db", "offline"))
     assert search("iron tower") == ToolResult("Page 1: high", cached=True) and search("c").fault
 
