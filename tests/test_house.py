@@ -1,6 +1,7 @@
 """How the house is built: which module stands on which, where tags are spelled, and how long things are."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ FILES = {name: ROOT / f"{name.replace('.', '/')}.py" for name in TOWER} | {"data
 CORE = "rollout", "advantage", "arpo"
 
 
+@functools.cache
 def trees():
     return {name: ast.parse(file.read_text()) for name, file in FILES.items()}
 
