@@ -102,7 +102,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, 
         train.main()
     error = capsys.readouterr().err
     assert stop.value.code == 2 and told in error and error.startswith("train.py: error: ")
-    assert error.count("\n") == (2 if "--model" in args else 1)  # a missing model: what was looked for, and what to do
+    assert error.count("\n") == 1
 
 
 def test_flags_over_method_over_model(monkeypatch, capsys):
