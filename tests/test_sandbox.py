@@ -1316,6 +1316,13 @@ NOTHING_TO_SEE = {  # stopped earlier by the system itself, or seen only as a pr
     "kernel: undoing seccomp",
     "read: sqlite",
 }
+if os.geteuid() != 0:  # an unprivileged user is refused these by the system, sandbox or not
+    NOTHING_TO_SEE |= {
+        "kernel: bpf, perf, userfaultfd, keys",
+        "kernel: open by handle",
+        "kernel: page zero",
+        "write: chown",
+    }
 SHOWN = set(attacks_of("processes", "others", "peeking", "network", "kernel", "read", "write"))
 
 
