@@ -1,0 +1,112 @@
+"""The declared experiment: its arms, its paired seeds, and the comparisons, all chosen before any of it was run.
+
+An arm is a command line of `train.py`; what all arms have in common is said once. Seed s names the order of the
+questions and all sampling, so the cells of one seed belong together. Nothing here runs or computes anything.
+"""
+
+from dataclasses import dataclass
+
+# The learning rate is constant, so that a run cut short is a run with fewer steps: curves can be read at any budget.
+COMMON = (
+    "--data trails --num_generations 8 --questions_per_step 8 --max_steps 21 --learning_rate 3e-4 --warmup_steps 3 "
+    "--lr_scheduler_type constant --eval_steps 3 --eval_questions 100 --test_questions 100"
+)
+SAMPLES = 4  # sampled answers to each held-out question
+NOISE_BATCHES = 3  # gradients at the start policy, from which the noise of an arm's estimator is read
+SECONDS = 60  # what a cell takes of one core, for the estimate until there are measured ones
+
+
+@dataclass(frozen=True)
+class Arm:
+    flags: str  # of train.py, after COMMON
+    says: str  # what it is, in the tables
+    base: str = ""  # the arm that it is compared with
+    seeds: int = 8
+
+
+TREE = "--num_initial 2 --fan_out 3 --branch_rule"  # N = 2, Z = 3: where rules can part most
+
+# The arms of the paper's claim, at 16 seeds. The threshold rule decides wave by wave, and the places of one wave mostly
+# stand behind the same tokens: a lot among those changes nothing. What entropy tells it is when to fork, so its control
+# forks at results by lot, as often as ΔH > 0 is met (a quarter of them at the start policy).
+MAIN = {
+    "start": Arm("--algo grpo", "no training", seeds=16),
+    "grpo": Arm("--algo grpo", "no forks, M = 8", seeds=16),
+    "grpo-m6": Arm("--algo grpo --num_generations 6", "no forks, M = 6: the calls of the threshold rule", "grpo", 16),
+    "grpo-m4": Arm("--algo grpo --num_generations 4", "no forks, M = 4: the calls of the best places", "grpo", 16),
+    "arpo": Arm("--num_initial 4", "as the paper: N = 4, Z = 1, threshold", "grpo", 16),
+    "threshold-entropy": Arm(f"{TREE} threshold", "N = 2, Z = 3, the paper's rule", "grpo", 16),
+    "threshold-rate": Arm(
+        f"{TREE} coin --base_prob 0.25 --entropy_weight 0", "forks as often, at any result", "threshold-entropy", 16
+    ),
+    "best-entropy": Arm(f"{TREE} best", "N = 2, Z = 3, where the whole tree's ΔH is highest", "grpo", 16),
+    "best-lot": Arm(f"{TREE} best --score lot", "anywhere in the whole tree", "best-entropy", 16),
+}
+
+SCORES = {
+    "threshold-lot": Arm(f"{TREE} threshold --score lot", "by lot within a wave", "threshold-entropy"),
+    "threshold-lowest": Arm(f"{TREE} threshold --score lowest", "lowest ΔH within a wave", "threshold-entropy", 2),
+    "threshold-tail": Arm(f"{TREE} threshold --score tail", "deepest within a wave", "threshold-entropy", 2),
+    "best-lowest": Arm(f"{TREE} best --score lowest", "where the tree's ΔH is lowest", "best-entropy"),
+    "best-tail": Arm(f"{TREE} best --score tail", "deepest first", "best-entropy"),
+    "coin-entropy": Arm(f"{TREE} coin", "the released code's rule", "grpo"),
+    "coin-lot": Arm(f"{TREE} coin --score lot", "the same, ΔH by lot", "coin-entropy"),
+}
+
+METHODS = {
+    "hard": Arm(f"{TREE} threshold --attribution hard", "shared tokens get the mean advantage", "threshold-entropy"),
+    "value": Arm(
+        f"{TREE} threshold --attribution value", "a node's value, less that at the last fork", "threshold-entropy"
+    ),
+    "split": Arm(f"{TREE} threshold --leaf_weights split", "a start's weight is divided", "threshold-entropy"),
+    "dapo": Arm("--algo dapo", "DAPO, no forks", "grpo"),
+    "reinforce++": Arm("--algo reinforce++", "REINFORCE++, no forks", "grpo"),
+    # With one optimizer step for its trees the ratio is 1, and all surrogates have the same gradient.
+    "two-passes": Arm(f"{TREE} threshold --num_iterations 2", "every tree is used twice", "threshold-entropy"),
+    "aepo-loss": Arm(f"{TREE} threshold --num_iterations 2 --surrogate aepo", "the same, AEPO's clip", "two-passes"),
+}
+
+# The paper's figure 8. M is varied at equal leaves a step, k around the world's 4, the weight under the coin.
+CONSTANTS = {
+    "weight-5": Arm(f"{TREE} coin --entropy_weight 5", "coin, entropy weight 5 instead of 0.2", "coin-entropy"),
+    "weight-0": Arm(f"{TREE} coin --entropy_weight 0", "coin, entropy weight 0: a fair coin", "coin-entropy"),
+    "n-1": Arm("--num_initial 1 --fan_out 3", "N = 1, Z = 3", "threshold-entropy"),
+    "n-4": Arm("--num_initial 4 --fan_out 3", "N = 4, Z = 3", "threshold-entropy"),
+    "m-4": Arm(
+        "--num_generations 4 --num_initial 1 --fan_out 3 --questions_per_step 16",
+        "M = 4, N = 1, Z = 3, 16 questions a step",
+        "threshold-entropy",
+    ),
+    "m-16": Arm(
+        "--num_generations 16 --num_initial 4 --fan_out 3 --questions_per_step 4",
+        "M = 16, N = 4, Z = 3, 4 questions a step",
+        "threshold-entropy",
+    ),
+    "k-1": Arm(f"{TREE} threshold --entropy_tokens 1", "k = 1 token instead of 4", "threshold-entropy"),
+    "k-8": Arm(f"{TREE} threshold --entropy_tokens 8", "k = 8, a whole turn", "threshold-entropy"),
+}
+
+# With α = τ the threshold rule is the sign of ΔH: these must be their base, digit by digit.
+IDENTICAL = {
+    "threshold-weight-5": Arm(
+        f"{TREE} threshold --entropy_weight 5", "threshold, entropy weight 5", "threshold-entropy", 2
+    ),
+    "threshold-over-v": Arm(
+        f"{TREE} threshold --entropy_norm vocab", "threshold, entropies over V", "threshold-entropy", 2
+    ),
+}
+
+ARMS = MAIN | SCORES | METHODS | CONSTANTS | IDENTICAL
+
+# What the paper says or implies, as (arm, other arm): it holds where the first learns more from as many calls.
+CLAIMS = {
+    "branching as the paper has it beats sampling without forks": ("arpo", "grpo"),
+    "and sampling fewer leaves without forks": ("arpo", "grpo-m6"),
+    "so does the paper's rule with N = 2, Z = 3": ("threshold-entropy", "grpo"),
+    "and so do forks at the tree's highest entropies": ("best-entropy", "grpo"),
+    "which beat fewer leaves without forks, too": ("best-entropy", "grpo-m4"),
+    "entropy tells the paper's rule when to fork": ("threshold-entropy", "threshold-rate"),
+    "entropy tells where in the whole tree to fork": ("best-entropy", "best-lot"),
+    "entropy matters in the released code's coin": ("coin-entropy", "coin-lot"),
+    "soft attribution is better than hard": ("threshold-entropy", "hard"),
+}

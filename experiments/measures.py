@@ -1,0 +1,191 @@
+"""What is read from the cells of the grid: paired intervals, areas under curves, calls for equal accuracy, noise.
+
+A cell is what a file of `run.py` holds. Accuracies are in points, 0 to 100; a seed is what arms are paired by. Left
+out: which arms are compared and how it is told (`report.py`).
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import mpmath
+import numpy as np
+
+from experiments.grid import ARMS, SAMPLES
+
+Cells = dict[str, dict[int, dict]]  # by arm and seed
+
+
+def read_cells(folder: Path) -> Cells:
+    """Raises ValueError where two seeds of an arm were made by different settings."""
+    found: Cells = {arm: {} for arm in ARMS}
+    for file in sorted(folder.glob("*.json")):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        if cell["arm"] in found:
+            found[cell["arm"]][cell["seed"]] = cell
+    for arm, seeds in found.items():
+        if len(hashes := {cell["hash"] for cell in seeds.values()}) > 1:
+            raise ValueError(f"{arm}: expected one settings hash, found {', '.join(sorted(hashes))}: run it again")
+    return found
+
+
+# ---------------------------------------------------------------------------------- statistics
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n paired seeds and its 95% interval; nan where n is too small to have one."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Interval":
+        n = len(values)
+        if n < 2:
+            return cls(values[0] if values else math.nan, math.nan, math.nan, n)
+        half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+        return cls(float(np.mean(values)), float(np.mean(values)) - half, float(np.mean(values)) + half, n)
+
+    @classmethod
+    def jackknife(cls, statistic: Callable[[list[int]], float], seeds: list[int]) -> "Interval":
+        """Of a number that is made from all seeds together: the seeds are left out in turn (Tukey's pseudo-values)."""
+        n, whole = len(seeds), statistic(seeds)
+        if n < 3:
+            return cls(whole, math.nan, math.nan, n)
+        parts = [statistic([other for other in seeds if other != seed]) for seed in seeds]
+        spread = cls.of([n * whole - (n - 1) * part for part in parts])
+        return cls(whole, whole + spread.low - spread.mean, whole + spread.high - spread.mean, n)
+
+    def verdict(self) -> int:
+        """1: above 0; -1: below 0; 0: not told apart."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def text(self, digits: int = 1) -> str:
+        if math.isnan(self.mean):
+            return "-"
+        if math.isnan(self.low):
+            return f"{self.mean:+.{digits}f} (n = {self.n})"
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+
+
+@cache
+def t_quantile(freedom: int) -> float:
+    """The 97.5% point of Student's t."""
+    beyond = lambda t: mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) - 0.05
+    return float(mpmath.findroot(beyond, (1.5, 15), solver="anderson", tol=1e-12))
+
+
+# ---------------------------------------------------------------------------------- measures
+
+
+def shared(cells: Cells, *arms: str) -> list[int]:
+    """Seeds that all the arms have; the start, which curves begin with, included."""
+    return sorted(set.intersection(*(set(cells[arm]) for arm in (*arms, "start"))))
+
+
+def curve(cells: Cells, arm: str, seed: int, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """What was spent until each evaluation, and accuracy there in points; both begin with the start."""
+    cell, start = cells[arm][seed], cells["start"][seed]["dev"]["accuracy"]
+    if arm == "start":
+        return np.zeros(1), 100 * np.array(start)
+    spent = np.cumsum(cell["curve"][axis])[np.array(cell["dev"]["step"]) - 1]
+    return np.array([0.0, *spent]), 100 * np.array([*start, *cell["dev"]["accuracy"]])
+
+
+def area(x: np.ndarray, y: np.ndarray, until: float) -> float:
+    """The mean of a curve from 0 to `until`."""
+    inside = x < until
+    x, y = np.append(x[inside], until), np.append(y[inside], np.interp(until, x, y))
+    return float(np.trapezoid(y, x) / until)
+
+
+def area_difference(cells: Cells, arm: str, other: str, axis: str) -> Interval:
+    """Of mean accuracy, points, while both spend what the one that spent less had in the end."""
+    values = []
+    for seed in shared(cells, arm, other):
+        one, two = curve(cells, arm, seed, axis), curve(cells, other, seed, axis)
+        until = min(one[0][-1], two[0][-1])
+        values.append(area(*one, until) - area(*two, until))
+    return Interval.of(values)
+
+
+def end_difference(cells: Cells, arm: str, other: str, answers: str) -> Interval:
+    """Of accuracy on held-out questions after the last step, points; `answers` is greedy or sampled."""
+    return Interval.of(
+        [held_out(cells[arm][s], answers) - held_out(cells[other][s], answers) for s in shared(cells, arm, other)]
+    )
+
+
+def held_out(cell: dict, answers: str) -> float:
+    return 100 * float(np.mean([int(right) for right in cell[answers]])) / (SAMPLES if answers == "sampled" else 1)
+
+
+def pass_at(cell: dict, k: int) -> float:
+    """pass@k, in points: one of k sampled answers is right (unbiased: arXiv 2107.03374, equation 1)."""
+    wrong = [SAMPLES - int(right) for right in cell["sampled"]]
+    return 100 * float(np.mean([1 - math.comb(count, k) / math.comb(SAMPLES, k) for count in wrong]))
+
+
+def pass_all(cell: dict, k: int) -> float:
+    """pass^k, in points: all of k sampled answers are right (arXiv 2406.12045)."""
+    return 100 * float(np.mean([math.comb(int(right), k) / math.comb(SAMPLES, k) for right in cell["sampled"]]))
+
+
+def mean_curve(cells: Cells, arm: str, seeds: list[int], axis: str) -> tuple[np.ndarray, np.ndarray]:
+    curves = [curve(cells, arm, seed, axis) for seed in seeds]
+    return np.mean([x for x, _ in curves], axis=0), np.mean([y for _, y in curves], axis=0)
+
+
+def needed(cells: Cells, arm: str, other: str, axis: str) -> Interval:
+    """What the arm needs of an axis, as a percentage of what the other needs, less 100, to come nine tenths of the way
+    from the start to the lower of their two best accuracies: the paper's figure 7 as a number."""
+
+    def ratio(seeds: list[int]) -> float:
+        (x1, y1), (x2, y2) = (mean_curve(cells, name, seeds, axis) for name in (arm, other))
+        y1, y2 = np.maximum.accumulate(y1), np.maximum.accumulate(y2)
+        goal = y1[0] + 0.9 * (min(y1[-1], y2[-1]) - y1[0])
+        return 100 * math.log(reach(x1, y1, goal) / reach(x2, y2, goal)) if goal > y1[0] else math.nan
+
+    seeds = shared(cells, arm, other)
+    if not seeds or math.isnan(ratio(seeds)):
+        return Interval(math.nan, math.nan, math.nan, len(seeds))
+    log = Interval.jackknife(ratio, seeds)
+    percent = lambda value: 100 * (math.exp(value / 100) - 1)
+    return Interval(percent(log.mean), percent(log.low), percent(log.high), log.n)
+
+
+def reach(x: np.ndarray, y: np.ndarray, goal: float) -> float:
+    """Where a rising curve first has the height `goal`, which it has somewhere."""
+    i = int(np.argmax(y >= goal))
+    return float(x[i - 1] + (x[i] - x[i - 1]) * (goal - y[i - 1]) / (y[i] - y[i - 1]))
+
+
+def signal(cells: Cells, arm: str) -> Interval:
+    """|E g|² over the trace of g's covariance, for each 100 tool calls that g took, at the start policy.
+
+    Scalar products of independent gradients estimate |E g|², their squared lengths that and the trace together.
+    """
+
+    def estimate(seeds: list[int]) -> float:
+        products = [np.array(cells[arm][seed]["gradients"]["products"]) for seed in seeds]
+        n = len(products[0])
+        length = np.mean([p.trace() / n for p in products])
+        square = np.mean([(p.sum() - p.trace()) / (n * (n - 1)) for p in products])
+        calls = np.mean([cells[arm][seed]["gradients"]["calls"] for seed in seeds])
+        return float(square / (length - square) / calls * 100)
+
+    return Interval.jackknife(estimate, sorted(cells[arm]))
+
+
+def total(cell: dict, name: str) -> float:
+    return float(np.sum(cell["curve"][name]))
+
+
+def averaged(cells: Cells, arm: str, measure: Callable[[dict], float]) -> float:
+    return float(np.mean([measure(cell) for cell in cells[arm].values()]))

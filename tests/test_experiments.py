@@ -1,0 +1,125 @@
+"""The grid of experiments: what is declared, how a cell is made, and that the committed page is what its files say."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments import measures, report, run
+from experiments.grid import ARMS, CLAIMS, SAMPLES, Arm
+from experiments.measures import Interval
+
+
+def test_the_committed_page_is_made_from_the_committed_files():
+    """Guards: a number on the page that no file holds, or results that came in after it was made."""
+    cells, probes = measures.read_cells(report.HERE / "results"), report.read_probes(report.HERE / "criticality")
+    assert report.page(cells, probes) == (report.HERE / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_declared_arms_differ_and_their_comparisons_exist():
+    """Guards: an arm that silently repeats another, which would then agree with it perfectly."""
+    settings = [json.dumps(run.settings_of(run.config_of(arm, 0)), sort_keys=True) for arm in ARMS if arm != "start"]
+    assert len(set(settings)) == len(settings)
+    assert {arm.base for arm in ARMS.values()} | {arm for pair in CLAIMS.values() for arm in pair} <= {"", *ARMS}
+    assert all(arm.seeds <= ARMS[arm.base].seeds for arm in ARMS.values() if arm.base)
+
+
+def test_cells_come_seed_by_seed_and_the_main_arms_first():
+    cells = run.in_order()
+    assert len(cells) == len(set(cells)) == sum(arm.seeds for arm in ARMS.values())
+    assert [seed for arm, seed in cells if arm == "grpo"] == list(range(16))
+    assert {arm for arm, _ in cells[: len(run.MAIN)]} == set(run.MAIN)
+
+
+TINY = "--data world --num_generations 4 --questions_per_step 4 --max_steps 2 --eval_steps 1 --eval_questions 3 "
+TINY += "--test_questions 3 --num_initial 1 --warmup_steps 1 --lr_scheduler_type constant"
+
+
+def test_a_cell_is_run_once_and_alone(tmp_path, monkeypatch):
+    """End to end on the built-in world. Guards: a finished cell that is run again, and two runners in one cell."""
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "COMMON", TINY)
+    monkeypatch.setattr(run, "ARMS", {"start": Arm("", ""), "tree": Arm("--base_prob 0.9", "")})
+    run.hash_of.cache_clear()
+    (tmp_path / ".locks").mkdir()
+    cells, forever, file = [("start", 0), ("tree", 0)], math.inf, tmp_path / "tree-0.json"
+    with run.alone(tmp_path / ".locks" / "tree-0") as mine:
+        run.work(cells, forever)
+        assert mine and not file.exists() and run.is_made("start", 0)
+    run.work(cells, forever)
+    made = json.loads(file.read_text())
+    assert made["dev"]["step"] == [1, 2] and len(made["curve"]["calls"]) == 2
+    assert made["settings"]["base_prob"] == 0.9 and len(made["greedy"]) == len(made["sampled"]) == 3
+    products = np.array(made["gradients"]["products"])
+    assert np.allclose(products, products.T) and (np.linalg.eigvalsh(products) > -1e-3 * products.trace()).all()
+    before = file.stat().st_mtime_ns
+    run.work(cells, forever)
+    assert file.stat().st_mtime_ns == before
+
+    monkeypatch.setitem(run.ARMS, "tree", Arm("--base_prob 0.8", ""))
+    run.hash_of.cache_clear()
+    assert run.is_made("start", 0) and not run.is_made("tree", 0)
+    run.hash_of.cache_clear()
+
+
+def test_intervals_worked_by_hand():
+    assert measures.t_quantile(15) == pytest.approx(2.1314, abs=1e-4)  # as printed in tables of Student's t
+    assert measures.t_quantile(1) == pytest.approx(12.706, abs=1e-3)
+    found = Interval.of([1.0, 2, 3, 4, 5])
+    assert (found.low, found.high) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-3)
+    jackknife = Interval.jackknife(lambda seeds: float(np.mean(seeds)), [1, 2, 3, 4, 5])
+    assert (jackknife.low, jackknife.high) == pytest.approx((found.low, found.high))
+    assert math.isnan(Interval.of([1.0]).low) and Interval.of([1.0]).verdict() == 0
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([1.0, 1.1, 0.9], "is **higher** than `b`"),
+        ([-1.0, -1.1, -0.9], "is **lower** than `b`"),
+        ([-1.0, 1.0, 0.3], "so they agree within ±2.6 points (3 seeds)"),
+        ([5.0], "too few seeds (1) to say"),
+    ],
+)
+def test_the_interval_chooses_the_words(values, expected):
+    """Guards: a conclusion that the numbers do not carry, and "no difference" where nothing was found."""
+    assert expected in report.in_words("a", "b", Interval.of(values), "accuracy")
+
+
+def cell(accuracy: list[float], calls: float, sampled: str = "40") -> dict:
+    steps = len(accuracy)
+    curve = {"calls": [calls] * steps, "forks": [0] * steps}
+    return {"dev": {"step": list(range(1, steps + 1)), "accuracy": accuracy}, "curve": curve, "sampled": sampled}
+
+
+def test_measures_worked_by_hand():
+    """An arm that learns the same in half the calls; both start at 40 points."""
+    start = {"dev": {"step": [0], "accuracy": [0.4]}}
+    seeds = range(4)
+    cells = {
+        "start": {seed: start for seed in seeds},
+        "grpo": {seed: cell([0.6, 0.8], 100) for seed in seeds},
+        "arpo": {seed: cell([0.6, 0.8], 50) for seed in seeds},
+    }
+    # up to 100 calls: from 40 over 60 to 80, mean 60, against from 40 to 60, mean 50
+    assert measures.area_difference(cells, "arpo", "grpo", "calls").mean == pytest.approx(10)
+    assert measures.needed(cells, "arpo", "grpo", "calls").mean == pytest.approx(-50)
+    right = {"sampled": f"{SAMPLES}1"}  # one question always right, one right once in SAMPLES
+    assert measures.pass_at(right, 1) == pytest.approx(50 * (1 + 1 / SAMPLES))
+    assert measures.pass_at(right, SAMPLES) == 100 and measures.pass_all(right, SAMPLES) == 50
+
+
+def test_the_signal_of_a_gradient_worked_by_hand():
+    """A mean gradient of length 3 and noise of variance 1: products 9 between two gradients, 10 of one with itself."""
+    gradients = {"products": [[10, 9], [9, 10]], "calls": [50, 50]}
+    cells = {"arpo": {seed: {"gradients": gradients} for seed in range(3)}}
+    assert measures.signal(cells, "arpo").mean == pytest.approx(9 / 1 / 50 * 100)
+
+
+def test_seeds_of_other_settings_are_refused(tmp_path):
+    for seed, name in enumerate("ab"):
+        made = {"arm": "arpo", "seed": seed, "hash": name}
+        (tmp_path / f"arpo-{seed}.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="arpo: expected one settings hash, found a, b"):
+        measures.read_cells(tmp_path)
