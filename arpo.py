@@ -224,7 +224,7 @@ class Policy:
     def open(cls, config: models.ModelConfig, tokens: int, leaves: int, lora_r: int | None = None) -> "Policy":
         """The model that the settings name, for trees of `leaves` leaves of at most `tokens`. Raises ValueError."""
         name = models.resolve_model(config.model)
-        if name != config.model and config.model != "tiny":
+        if name != config.model and config.model not in models.BUILT_IN:
             print(f"{config.model} means {name}")
         try:
             plan = models.plan_memory(config, tokens, leaves, lora_r)

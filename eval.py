@@ -23,13 +23,13 @@ import transformers
 from advantage import ADVANTAGES
 from arpo import Policy, pack, token_logprobs
 from data import WORLD_SEEDS, Question, models
-from data.benchmarks import load_questions
+from data.benchmarks import load_questions, world_in
 from data.format import ToolCall, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
 from data.settings import Natural, NonNegative, Positive, first_look, one_line_errors, parse
 from data.statistics import bootstrap, pass_at_k, wilson
 from data.web import OutOfBudget
-from data.world import World
+from data.worlds import world_of
 from rollout import PROMPT, Node, RolloutConfig, Tree
 from tools import Lent, Task, ToolConfig, ToolsFail, load_task, make_sandbox
 
@@ -119,9 +119,9 @@ def judge(name: str, policy: Policy, task: Task, config: RolloutConfig, samples=
 
 def judge_expert(config: JudgeConfig, split: str, task: Task) -> dict[str, Scores]:
     """A row of a table, where the world is the data: the flawless expert, its calls really run. It is the ceiling."""
-    if config.data != "world":
+    if config.data != world_in(config.data):
         return {}
-    world = World.of(split)
+    world = world_of(config.data, split)
     scores = []
     for question in task.questions:
         *actions, last = world.expert(question)
@@ -409,9 +409,10 @@ def main() -> None:
 
 def read_flags(argv: list[str]) -> EvalConfig:
     """Flags over what follows the model; the shape of a tree follows --num_generations."""
-    few = first_look(EvalConfig, argv, ("model", "num_generations"))
+    few = first_look(EvalConfig, argv, ("data", "num_generations"))
+    named = first_look(EvalConfig, argv, ("model",), {"model": models.built_in_for(few["data"])})
     shape = {"num_generations": 1, "num_initial": (few["num_generations"] + 1) // 2}
-    config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(few["model"]) | shape)
+    config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(named["model"]) | named | shape)
     if config.answer and config.ask is None:
         raise ValueError("--answer: expected beside --ask, whose question it belongs to, found alone")
     if config.merge and config.ask is not None:
@@ -436,8 +437,9 @@ def ask(config: EvalConfig) -> None:
     """Grows one tree for a question. With one leaf it is the likeliest answer, shown step by step; else it is drawn."""
     if config.ask.isspace():
         raise ValueError(f"--ask: expected a question, or nothing for one of the world's, found {config.ask!r}")
-    question, split = find_question(config.ask, config.seed)
-    if models.size_of(config.model) == "tiny" and (odd := strange_words(question.question)):
+    world = world_in(config.data) or "world"
+    question, split = find_question(world, config.ask, config.seed)
+    if models.size_of(config.model) in models.BUILT_IN and (odd := strange_words(world, question.question)):
         told = f"the built-in model has never seen {', '.join(odd)}: it knows questions about its own world alone"
         print(f"{told} (python eval.py --ask shows one)", file=sys.stderr)
     if config.answer:
@@ -466,22 +468,22 @@ def ask(config: EvalConfig) -> None:
     print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
 
 
-def find_question(text: str, seed: int) -> tuple[Question, str]:
+def find_question(world: str, text: str, seed: int) -> tuple[Question, str]:
     """The world's question of this text and its split, or one without a known answer over the test world."""
     if not text:
-        questions = load_questions("world", "test")
+        questions = load_questions(world, "test")
         return questions[seed % len(questions)], "test"
     for split in WORLD_SEEDS:
-        for question in load_questions("world", split):
+        for question in load_questions(world, split):
             if question.question == text:
                 return question, split
     return Question("asked", text, ()), "test"
 
 
-def strange_words(text: str) -> list[str]:
+def strange_words(world: str, text: str) -> list[str]:
     """The words of a question that stand in none of the world's."""
     words = lambda text: re.findall(r"[^\W\d_]+", text)
-    known = {word for split in WORLD_SEEDS for q in load_questions("world", split) for word in words(q.question)}
+    known = {word for split in WORLD_SEEDS for q in load_questions(world, split) for word in words(q.question)}
     return [word for word in words(text) if word not in known]
 
 

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from data import Question
-from data.benchmarks import load_questions, sources_of
+from data.benchmarks import load_questions, world_in
 from data.corpus import Corpus, index_corpus, no_page, terms
 from data.format import Tool, ToolCall, ToolResult, TrajectoryConfig, parse_call, parse_limits, printable, tagged
 from data.processes import summed
 from data.settings import Limits, Natural, Positive, Settings, one_line_errors
 from data.web import Cache, OutOfBudget, Reader, Web, WebError, WebSearch, ask_endpoint, normal_query, reading_sandbox
-from data.world import World
+from data.worlds import BuiltInWorld, is_world, world_of
 from sandbox import NO_WORKER, PythonSandbox
 
 USAGE = "index corpus.jsonl, or import answers.json cache.db [kind]"
@@ -41,9 +41,9 @@ LIMIT_TEXT = "No tool calls are left. This call was not run. Give your answer no
 
 @dataclass(frozen=True)
 class ToolConfig(Settings):
-    data: str = "world"  # "world", a benchmark such as gsm8k, a hub set, or a .jsonl, .json, .csv or .parquet file
+    data: str = "world"  # "world", "trails", a benchmark such as gsm8k, a hub set, or a .jsonl, .json, .csv file
     metric: Literal["", "em", "f1", "math"] = ""  # how answers are compared; default by the set, or the look of a file
-    search: str = ""  # where search looks: "world", a corpus (.jsonl or its .db), "serper", "brave" or "none"
+    search: str = ""  # where search looks: "world", "trails", a corpus (.jsonl or its .db), "serper", "brave" or "none"
     browse: bool = True  # offer the browser beside search; without it, snippets alone
     top_k: Positive = 3  # passages that a search shows
     snippet_chars: Positive = 400  # of each
@@ -59,7 +59,7 @@ class ToolConfig(Settings):
     @property
     def place_of_search(self) -> str:
         """What --search says, or the world where its questions are among the data."""
-        return self.search or ("world" if "world" in sources_of(self.data) else "none")
+        return self.search or world_in(self.data) or "none"
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Surroundings:
     """What a task's tools stand on; each part is made when the first tool asks for it."""
 
     config: ToolConfig
-    make_world: Callable[[], World]
+    make_world: Callable[[], BuiltInWorld]
     sandbox: PythonSandbox
     lent: Lent = field(default_factory=Lent)
 
@@ -83,12 +83,12 @@ class Surroundings:
         return self.config.place_of_search
 
     @cached_property
-    def world(self) -> World:
+    def world(self) -> BuiltInWorld:
         return self.make_world()
 
     @cached_property
     def corpus(self) -> Corpus:
-        return Corpus(self.world.passages) if self.where == "world" else Corpus.open(self.where)
+        return Corpus(self.world.passages) if is_world(self.where) else Corpus.open(self.where)
 
     @cached_property
     def cache(self) -> Cache:
@@ -167,7 +167,7 @@ class Browse(Tool):
     def from_config(cls, around: Surroundings) -> "Browse | None":
         if around.where == "none" or not around.config.browse:
             return None
-        if around.where == "world":
+        if is_world(around.where):
             pages = around.world.pages
         elif around.where in WebSearch.URLS:
             pages = Web(around.cache, reading_sandbox())
@@ -360,12 +360,13 @@ def load_task(
 
 def load_tools(config: ToolConfig, split: str, sandbox: PythonSandbox, lent: Lent | None = None) -> Toolbox:
     """The tools that the settings offer. `lent` gives --reader base its model."""
-    toolbox = Toolbox(make_tools(Surroundings(config, partial(World.of, split), sandbox, lent or Lent())))
+    make_world = partial(world_of, config.place_of_search, split)
+    toolbox = Toolbox(make_tools(Surroundings(config, make_world, sandbox, lent or Lent())))
     toolbox.check()
     return toolbox
 
 
-def tools_of_world(config: ToolConfig, sandbox: PythonSandbox, world: World) -> dict[str, Tool]:
+def tools_of_world(config: ToolConfig, sandbox: PythonSandbox, world: BuiltInWorld) -> dict[str, Tool]:
     """All tools over one world: what the cold start's expert works with."""
     config = replace(config, search="world", browse=True, reader="")
     return make_tools(Surroundings(config, lambda: world, sandbox))

@@ -11,7 +11,6 @@ folder, and `rollout_metrics` what the numbers in metrics.jsonl are. All randomn
 path, position), so that a checkpoint needs no random state and a resumed run is the uninterrupted one.
 """
 
-import re
 import signal
 import sys
 import time
@@ -33,14 +32,23 @@ from advantage import ADVANTAGES
 from arpo import Policy, UpdateConfig, update
 from data import Question, models, runs
 from data.alarms import UNCHANGED, StopRequest, Watch
-from data.demonstrations import DemonstrationConfig, Example, batches, check_file, load_demonstrations, vocabulary_texts
+from data.benchmarks import world_in
+from data.demonstrations import (
+    DemonstrationConfig,
+    Example,
+    batches,
+    built_in_tokenizer,
+    check_file,
+    load_demonstrations,
+)
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
 from data.processes import dealt_back, everyones, merged, my_share, summed
 from data.settings import Natural, Positive, first_look, known, one_line_errors, parse
-from data.tiny import build_tokenizer, tiny_config
+from data.tiny import tiny_config
 from data.web import OutOfBudget, WebSearch
+from data.worlds import is_world
 from eval import (
     JudgeConfig,
     Scored,
@@ -134,13 +142,15 @@ def main() -> None:
 
 def read_flags(argv: list[str]) -> TrainConfig:
     """Flags over method over preset over model over the fields' defaults; a resumed run brings its own settings."""
-    few = first_look(TrainConfig, argv, ("model", "algo", "preset", "sft_data"))
-    settings: dict[str, Any] = {"cold_start": False}
+    few = first_look(TrainConfig, argv, ("data", "algo", "preset"))
+    settings: dict[str, Any] = {"cold_start": False, "model": models.built_in_for(few["data"])}
+    few |= first_look(TrainConfig, argv, ("model",), settings)
     for layer in (models.model_defaults(few["model"]), PRESETS[few["preset"]], METHODS[few["algo"]]):
         settings |= layer
-    settings["cold_start"] |= few["sft_data"] != "world"
     few |= first_look(TrainConfig, argv, ("data", "stage", "seed", "resume", "output_dir"), settings)
-    folder = few["output_dir"] or default_folder(**few)
+    settings["sft_data"] = world_in(few["data"]) or "world"
+    settings["cold_start"] |= not is_world(first_look(TrainConfig, argv, ("sft_data",), settings)["sft_data"])
+    folder = few["output_dir"] or runs.default_folder(**few)
     if few["resume"] and (checkpoint := runs.find_checkpoint(few["resume"], folder)):
         return resumed(checkpoint, argv)
     config = parse(TrainConfig, argv, "train.py", __doc__, settings)
@@ -153,7 +163,7 @@ def read_flags(argv: list[str]) -> TrainConfig:
         raise ValueError(f"--num_minibatches: expected at most --questions_per_step {most}, found {batches}")
     if config.stage == "rl" and config.num_generations < 2:
         raise ValueError("--num_generations: expected at least 2, since a leaf is compared with others, found 1")
-    return replace(config, output_dir=config.output_dir or default_folder(**asdict(config)))
+    return replace(config, output_dir=config.output_dir or runs.default_folder(**asdict(config)))
 
 
 def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
@@ -173,22 +183,17 @@ def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
     return config
 
 
-def default_folder(model: str, data: str, stage: str, algo: str, seed: int, **_) -> str:
-    source = "" if data == "world" else "-" + re.sub(r"[^\w]+", "-", Path(data).name)[:40]
-    return f"runs/{Path(model).name}{source}-{algo if stage == 'rl' else 'sft'}-{seed}"
-
-
 def describe(config: TrainConfig) -> str:
     """What a run does and needs."""
     model, device = Path(models.resolve_model(config.model)), models.pick_device()
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
     held = f"{weights:.1f} MB of weights" if weights else "fetched from the hub unless cached"
-    if config.stage == "sft" and config.model == "tiny":
-        held = "made anew, from random weights"
+    if built_in := config.model in models.BUILT_IN:
+        held = f"built in; {'made anew, from random weights' if config.stage == 'sft' else held}"
     trained = f"LoRA of rank {config.lora_r} on all linear layers" if config.lora_r else "all weights trained"
     examples, leaves = config.sft_worlds * config.sft_each, config.questions_per_step * config.num_generations
     learned = f"{examples} demonstrations from {config.sft_worlds} worlds"
-    if config.sft_data != "world":
+    if not is_world(config.sft_data):
         learned = f"at most {examples} conversations of {config.sft_data}"
     where = config.place_of_search
     needs = "the live web, which needs your key" if where in WebSearch.URLS else "nothing that needs a network or a key"
@@ -196,7 +201,7 @@ def describe(config: TrainConfig) -> str:
     parts = {
         "model": f"{model}, {held}",
         "on": f"{device}, {models.pick_dtype(device, config.lora_r)}, {trained}",
-        "memory": "" if config.model == "tiny" else config.memory(config.lora_r) or "told once the model is here",
+        "memory": "" if built_in else config.memory(config.lora_r) or "told once the model is here",
         "first": f"SFT on {learned}, {config.sft_steps} steps" if config.cold_start or config.stage == "sft" else "",
     }
     if config.stage == "rl":
@@ -210,9 +215,10 @@ def describe(config: TrainConfig) -> str:
         }
     parts["tools"] = f"{tools}; {needs}"
     parts["writes"] = f"{config.output_dir}; the progress bar says how long it will take"
-    if models.size_of(config.model) == "tiny" and config.data != "world":
+    size, world = models.size_of(config.model), world_in(config.data)
+    if size in models.BUILT_IN and (not world or models.built_in_for(world) != size):
         parts["note"] = "the built-in model knows the words of its own world alone: it will learn nothing elsewhere"
-    elif models.size_of(config.model) != "tiny" and config.data == "world":
+    elif size not in models.BUILT_IN and world:
         parts["next"] = "--data gsm8k, --data hotpotqa --search corpus.jsonl, or --preset deep-search"
     return "\n".join(f"{name:10s}{text}" for name, text in parts.items() if text)
 
@@ -290,17 +296,17 @@ def cold_start(config: TrainConfig, sandbox: PythonSandbox, folder: Path) -> Non
 
 
 def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
-    anew, lent = config.model == "tiny", Lent()
+    lent = Lent()
     torch.manual_seed(config.seed)
-    if anew:
-        tokenizer = build_tokenizer(vocabulary_texts())
+    if config.model in models.BUILT_IN:
+        tokenizer = built_in_tokenizer(models.SIZES[config.model].get("data", "world"))
         policy = Policy(Qwen2ForCausalLM(tiny_config(len(tokenizer))), tokenizer)
     else:
         policy = open_policy(config, config.lora_r)
     lent.read = policy.read
     with StopRequest("keeping what was learned") as stop:
         loss = train_sft(policy, examples_of(policy.tokenizer, config, sandbox), config, stop)
-    if anew:
+    if models.size_of(config.model) in models.BUILT_IN:
         policy.model.half()  # the shipped weights; half the size, and the RL loop starts from exactly these
     policy.save(config.output_dir)
     runs.write_about(Path(config.output_dir), config, models.size_of(config.model))

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from data import WORLD_SEEDS, Question
 from data.grading import METRICS, as_number, unboxed
-from data.world import World
+from data.worlds import is_world, world_of
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ MIXTURE = "expected one source, or name=weight,name=weight with weights above 0"
 def load_questions(data: str, split: str, count: int | None = None, metric: str = "") -> list[Question]:
     """Questions of one source, or of a mixture with weights: "gsm8k=0.3,world=0.7".
 
-    A source is the built-in "world", a benchmark, a hub set "owner/name", or a file (one of READERS). `split` is
-    train, dev or test, which share no question where they are cut here; or "all", to be judged on: the test split of
-    a set, and the whole of a file. A mixture holds of each source what its weight says, as many as there are without
-    repeating any. `metric` is for every question; without it the row, the set or the look of the answers decides, and
-    which it is gets told. ValueError or OSError says in one line what is wrong.
+    A source is a built-in world (`worlds.py`), a benchmark, a hub set "owner/name", or a file (one of READERS).
+    `split` is train, dev or test, which share no question where they are cut here; or "all", to be judged on: the test
+    split of a set, and the whole of a file. A mixture holds of each source what its weight says, as many as there are
+    without repeating any. `metric` is for every question; without it the row, the set or the look of the answers
+    decides, and which it is gets told. ValueError or OSError says in one line what is wrong.
     """
     if metric not in ("", *METRICS):
         raise ValueError(f"expected a metric out of {', '.join(METRICS)}, found {metric!r}")
@@ -108,6 +108,14 @@ def load_questions(data: str, split: str, count: int | None = None, metric: str 
 def sources_of(data: str) -> list[str]:
     """The names of a mixture's sources, or the one there is."""
     return [name or weight for name, weight in _parts(data)]
+
+
+def world_in(data: str) -> str:
+    """The name of the built-in world among the sources, or "". Raises ValueError where there are two."""
+    worlds = [name for name in sources_of(data) if is_world(name)]
+    if len(worlds) > 1:
+        raise ValueError(f"--data {data}: expected one built-in world for search, found {', '.join(worlds)}")
+    return worlds[0] if worlds else ""
 
 
 def _parts(data: str) -> list[tuple[str, str]]:
@@ -149,16 +157,18 @@ def find_rows(name: str, hub_set: Benchmark | None, split: str, what: str, known
         found = "a folder" if path.is_dir() else "no such file"
         raise ValueError(f"{name}: expected a file, found {found}{hint}")
     files = ", ".join(READERS)
-    raise ValueError(f"unknown {what} {name!r}: expected world, {', '.join(known)}, a hub id, or a {files} file{hint}")
+    expected = f"world, trails, {', '.join(known)}, a hub id, or a {files} file"
+    raise ValueError(f"unknown {what} {name!r}: expected {expected}{hint}")
 
 
 def load(name: str, split: str, count: int | None = None, metric: str = "", sides=None) -> list[Question]:
     """Questions of one source; see `load_questions`, and for `sides` `_part`."""
     if split not in (*WORLD_SEEDS, "all"):
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(WORLD_SEEDS)}, all")
-    if name != "world":
+    if not is_world(name):
         return _load_set(name, split, metric, {} if sides is None else sides)[:count]
-    found = World.of(split).questions(1200 if count is None else count, WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
+    world = world_of(name, split)
+    found = world.questions(1200 if count is None else count, world.seed)
     return [replace(question, metric=metric) for question in found] if metric else found
 
 

@@ -1,6 +1,6 @@
 """What a cold start learns from: encoded trajectories, and batches of them.
 
-They come from the built-in world's flawed expert, whose calls are really run, from demonstrations that a tool brings
+They come from a built-in world's expert, whose calls are really run, from demonstrations that a tool brings
 along, or from conversations with tools (`conversations.py`). Left out: the optimizer's side (`train.py`).
 """
 
@@ -18,7 +18,8 @@ from data.benchmarks import path_of
 from data.conversations import describe_skipped, load_conversations
 from data.format import Tool, TrajectoryConfig, encode_turns, read_answer, write_action
 from data.settings import Positive, Share
-from data.world import World, demonstrations
+from data.tiny import VOCAB_SIZES, build_tokenizer
+from data.worlds import demonstrations, is_world
 
 Example = tuple[list[int], list[int]]  # token ids, and 1 where the policy wrote the token; both (T,)
 Tools = dict[str, Tool]
@@ -27,7 +28,8 @@ Tools = dict[str, Tool]
 @dataclass(frozen=True)
 class DemonstrationConfig(TrajectoryConfig):
     cold_start: bool = False  # SFT on demonstrations before RL; on for a model that has seen none
-    sft_data: str = "world"  # "world", arpo-sft, tool-star, still, a hub id, or a .jsonl, .json, .csv or .parquet file
+    sft_data: str = "world"  # "world", "trails", arpo-sft, tool-star, still, a hub id, or a .jsonl, .json, .csv file
+    sft_flaws: Share = 1.0  # share of a world's demonstrations by the expert with flaws
     sft_steps: Positive = 300  # optimizer steps of the cold start
     sft_worlds: Positive = 100  # worlds that demonstrations are drawn from
     sft_each: Positive = 32  # demonstrations from each; sft_worlds * sft_each conversations of other sft_data
@@ -35,13 +37,13 @@ class DemonstrationConfig(TrajectoryConfig):
     sft_learning_rate: Share = 1e-4  # peak
 
 
-def load_demonstrations(tokenizer, config: DemonstrationConfig, tools_of: Callable[[World], Tools]) -> list[Example]:
+def load_demonstrations(tokenizer, config: DemonstrationConfig, tools_of: Callable[..., Tools]) -> list[Example]:
     """Encoded trajectories. `tools_of(world)` has the tools that the expert's calls are run with."""
-    if config.sft_data != "world":
+    if not is_world(config.sft_data):
         return conversation_set(tokenizer, config)
     examples: list[Example] = []
     tools: dict[int, Tools] = {}  # of the newest world
-    every = demonstrations(config.sft_worlds, config.sft_each)
+    every = demonstrations(config.sft_data, config.sft_worlds, config.sft_each, config.sft_flaws)
     for world, question, actions in tqdm(every, desc="demonstrations", leave=False):
         if world.seed not in tools:
             tools = {world.seed: tools_of(world)}
@@ -131,10 +133,15 @@ def collate(examples: list[Example]) -> tuple[Tensor, Tensor]:
     return ids, labels
 
 
-def vocabulary_texts() -> Iterator[str]:
-    """What the built-in model's tokenizer is trained on: corpora, questions and actions of a few worlds."""
+def built_in_tokenizer(source: str):
+    """The tokenizer of the built-in model that knows the worlds of this name."""
+    return build_tokenizer(vocabulary_texts(source), VOCAB_SIZES[source])
+
+
+def vocabulary_texts(source: str) -> Iterator[str]:
+    """Corpora, questions and actions of a few worlds."""
     seen = set()
-    for world, question, actions in demonstrations(40, 24):
+    for world, question, actions in demonstrations(source, 40, 24):
         if world.seed not in seen:
             seen.add(world.seed)
             yield from (f" {p.title} ({p.address}): {p.text}" for p in world.passages)

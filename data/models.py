@@ -1,6 +1,6 @@
 """Where weights come from: names, folders, GGUF files, precision, 4-bit, and what memory there is for them.
 
-A model is named by "tiny" (the built-in one), a folder, an adapter's folder, a .gguf file, or a hub id. Its size or
+A model is named by "tiny" or "trails" (built in), a folder, an adapter's folder, a .gguf file, or a hub id. Its size or
 its run decides the defaults of other settings. Left out: what is done with a model (`arpo.py:Policy`).
 """
 
@@ -25,23 +25,32 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
+from data.benchmarks import world_in
 from data.format import TrajectoryConfig, check_prompt, encode_chat
 from data.runs import read_about
 from data.settings import Settings
 
 LOGITS_BYTES = 160e6  # of a chunk of logits in fp32: 263 rows of 151,936
 
-# The built-in model's weights; made by: python train.py --stage sft --overwrite --output_dir data/tiny_model
-TINY = Path(__file__).parent / "tiny_model"
+# The built-in models' weights, each for the world that it has learned; the README says how they were made.
+TINY, TRAILS = (Path(__file__).parent / name for name in ("tiny_model", "trails_model"))
+BUILT_IN = {"tiny": TINY, "trails": TRAILS}
 ALIASES = {"Qwen": "Qwen/", "SmolLM": "HuggingFaceTB/", "Llama-": "meta-llama/"}
 
-# Defaults that follow the model: the built-in one is trained in full on short texts, real ones with LoRA.
+# Defaults that follow the model: the built-in ones are trained in full on short texts, real ones with LoRA.
+# A turn in the trails has 7 or 8 tokens, and the second or third decides: 4 hold the decision and end before the turn.
 SIZES = {
     "tiny": {
         "num_generations": 8, "num_initial": 4, "max_completion_length": 480, "max_turn_tokens": 64,
         "max_result_tokens": 120, "top_k": 1, "window_chars": 160,
         "lora_r": 0, "learning_rate": 5e-4, "questions_per_step": 12, "max_steps": 60, "token_budget": 500,
         "sft_steps": 3000, "sft_worlds": 300, "sft_batch_tokens": 2200, "sft_learning_rate": 3e-3,
+    },
+    "trails": {
+        "data": "trails", "num_generations": 8, "num_initial": 2, "entropy_tokens": 4, "max_tool_calls": 10,
+        "max_completion_length": 256, "max_turn_tokens": 16, "max_result_tokens": 48, "top_k": 1,
+        "lora_r": 0, "learning_rate": 5e-4, "questions_per_step": 8, "max_steps": 30, "token_budget": 500,
+        "sft_steps": 1300, "sft_worlds": 150, "sft_each": 64, "sft_batch_tokens": 2200, "sft_learning_rate": 3e-3,
     },
     "real": {
         "cold_start": True, "gradient_checkpointing": True, "load_in_4bit": None, "max_completion_length": 2048,
@@ -59,14 +68,24 @@ OF_THE_MODEL = (
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
-    model: str = "tiny"  # "tiny", an alias such as Qwen2.5-1.5B, a hub id, a .gguf file, or a folder
+    model: str = "tiny"  # "tiny", "trails", an alias such as Qwen2.5-1.5B, a hub id, a .gguf file, or a folder
     load_in_4bit: bool | None = False  # NF4 weights through bitsandbytes; for real models left open: if memory asks
+
+
+def built_in_for(data: str) -> str:
+    """The built-in model to take where none is named: the one that knows the world among the data."""
+    return "trails" if world_in(data).startswith("trails") else "tiny"
+
+
+def built_in(model: str) -> str:
+    """The name of the built-in model that is meant, or "" for any other."""
+    return next((name for name, folder in BUILT_IN.items() if name == model or Path(model).resolve() == folder), "")
 
 
 def size_of(model: str) -> str:
     """The key of SIZES that a model has; a run's model has that of the model it came from."""
-    if model == "tiny" or Path(model).resolve() == TINY:
-        return "tiny"
+    if name := built_in(model):
+        return name
     about = read_about(model)
     return about.get("size", "tiny" if about["settings"]["model"] == "tiny" else "real") if about else "real"
 
@@ -74,7 +93,7 @@ def size_of(model: str) -> str:
 def model_defaults(model: str) -> dict:
     """Settings that follow the model: those of its size, and of a run what belongs to its model."""
     defaults = dict(SIZES[size_of(model)])
-    if Path(model).resolve() != TINY and (about := read_about(model)):
+    if not built_in(model) and (about := read_about(model)):
         defaults |= {name: about["settings"][name] for name in OF_THE_MODEL if name in about["settings"]}
         defaults["cold_start"] = False  # it has had one
     return defaults
@@ -82,8 +101,8 @@ def model_defaults(model: str) -> dict:
 
 def resolve_model(name: str) -> str:
     """The folder or hub id behind a short name. Raises ValueError for a path that leads nowhere."""
-    if name == "tiny":
-        return str(TINY)
+    if name in BUILT_IN:
+        return str(BUILT_IN[name])
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return str(unpack_gguf(path))
@@ -281,7 +300,7 @@ def cannot_load(name: str, error: Exception) -> ValueError:
             f"cannot load the model in {name}: expected a whole model that trees can be grown with, found: {reason}"
         )
     return ValueError(
-        f"cannot load the model {name!r}: expected 'tiny', a folder, a .gguf file or a hub id; looked for "
+        f"cannot load the model {name!r}: expected 'tiny', 'trails', a folder, a .gguf file or a hub id; looked for "
         f"a folder, in {HF_HUB_CACHE} and at {ENDPOINT} ({reason}); "
         f"without a network: hf download {name} --local-dir FOLDER where there is one, then --model FOLDER"
     )

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,11 @@ class RunConfig(Settings):
     save_total_limit: Positive = 2  # newest checkpoints that are kept; the best model is kept besides
     save_trees_steps: Positive = 10  # draw a tree every so many steps
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # log metrics there, too
+
+
+def default_folder(model: str, data: str, stage: str, algo: str, seed: int, **_) -> str:
+    source = "" if data in ("world", model) else "-" + re.sub(r"[^\w]+", "-", Path(data).name)[:40]
+    return f"runs/{Path(model).name}{source}-{algo if stage == 'rl' else 'sft'}-{seed}"
 
 
 class Run:

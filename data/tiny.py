@@ -1,4 +1,4 @@
-"""The built-in model: a tokenizer of 1,024 tokens and a Qwen2 configuration of under a million weights.
+"""The built-in models: a tokenizer of some 1,000 tokens and a Qwen2 configuration of about a million weights.
 
 Both are made from scratch, and so small that a laptop trains and samples them. The tokenizer is Qwen2's
 own kind (lossless byte-level BPE, digits one by one) with few merges and a token for each tag, so that
@@ -15,15 +15,15 @@ from transformers import Qwen2Config, Qwen2Tokenizer
 from data.format import BUILT_IN_TEMPLATE, tag_names
 
 PAD, END, USER, ASSISTANT = MARKS = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"  # the first tokens, in this order
-VOCAB_SIZE = 1024
+VOCAB_SIZES = {"world": 1024, "trails": 1280}  # at most; in the trails each name is one token
 
 
-def build_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
+def build_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZES["world"]) -> Qwen2Tokenizer:
     """Learns the merges from texts. A word's token carries the space before it, so write tag contents with one."""
     special = [*MARKS, *(f"<{slash}{name}>" for name in tag_names() for slash in ("", "/"))]
     bpe = Qwen2Tokenizer().backend_tokenizer  # for its splitting rule; its vocabulary is empty
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

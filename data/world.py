@@ -13,11 +13,10 @@ Left out: running the tools (tools.py). The expert writes the calls and knows wh
 
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from operator import add, mul, sub
 
-from data import ANSWER, DEMO_SEED, WORLD_SEEDS, Action, Passage, Question
+from data import ANSWER, Action, Passage, Question
 
 FAMILIES = ("compute", "lookup1", "lookup2", "lookup3", "mixed", "page")
 
@@ -128,11 +127,6 @@ class World:
         rng.shuffle(documents)
         self.passages = [Passage(e.title, e.address, _passage_text(e, rng)) for e in documents]
         self.pages = {p.address: _page_text(e, p.text, rng) for e, p in zip(documents, self.passages, strict=True)}
-
-    @classmethod
-    def of(cls, split: str) -> "World":
-        """The world that a split's questions are about; the test world for "all"."""
-        return cls(WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
 
     def _add_entities(self, kind: str, rng: random.Random) -> None:
         """Names of one kind, two in five of them in two regions."""
@@ -250,15 +244,6 @@ class Expert:
         else:
             made_up = self.flaws.choice([name for name in self.world.entities if name != truth])
         return Action(f"I guess {made_up}.", ANSWER, str(made_up))
-
-
-def demonstrations(worlds: int, each: int) -> Iterator[tuple[World, Question, list[Action]]]:
-    """Questions of many worlds with an expert's steps: copying names never seen before is what they teach."""
-    for seed in range(DEMO_SEED, DEMO_SEED + worlds):
-        world = World(seed)
-        flaws = random.Random(f"flaws {seed}")
-        for question in world.questions(each, seed):
-            yield world, question, world.expert(question, flaws)
 
 
 def copyable(number: str) -> bool:

@@ -9,7 +9,8 @@ from data.benchmarks import load_questions
 from data.corpus import Corpus
 from data.format import tag_names
 from data.tiny import build_tokenizer, tiny_config
-from data.world import FAMILIES, World, demonstrations
+from data.world import FAMILIES, World
+from data.worlds import demonstrations
 from tools import Browse
 
 
@@ -68,7 +69,7 @@ def test_namesakes_and_old_notes_are_there_to_mislead():
 
 
 def test_flaws_are_seeded_and_show():
-    worlds = [list(demonstrations(2, 60)) for _ in range(2)]
+    worlds = [list(demonstrations("world", 2, 60)) for _ in range(2)]
     assert [steps for _, _, steps in worlds[0]] == [steps for _, _, steps in worlds[1]]
     wrong = sum(steps[-1].content not in q.answers for _, q, steps in worlds[0])
     assert 0.3 < wrong / len(worlds[0]) < 0.8
