@@ -30,7 +30,7 @@ FORKS_OF_A_RIDE = (1, 2)  # on the right way
 BAD_SHARE = 0.5  # of the forks whose road is bad
 # How often the expert with flaws takes the road, at the first and at the last remark of a list. Habits that differ from
 # word to word are unlearned one by one: with one habit for all, the likeliest move would change at all forks at once.
-TAKES_ROAD = {"bad": (0.50, 0.94), "good": (0.40, 0.96)}
+TAKES_ROAD = {"bad": (0.45, 0.95), "good": (0.60, 0.99)}
 # What a ride may begin with, and what a view may bring to mind: two wordings of one meaning, how often the first.
 # The first turn's entropy is what the branch rule compares with: it should lie above a routine turn's, below a fork's.
 OPENINGS, FIRST_OPENING = ("I start", "We ride"), 0.94
