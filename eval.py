@@ -8,7 +8,6 @@ An answer is judged by the same code that rewards it in training, on trajectorie
 never contains the multi-tool bonus. Left out: judging by another language model.
 """
 
-import re
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -22,14 +21,14 @@ import transformers
 
 from advantage import ADVANTAGES
 from arpo import Policy, pack, token_logprobs
-from data import WORLD_SEEDS, Question, models
-from data.benchmarks import load_questions, world_in
+from data import Question, models
+from data.benchmarks import world_in
 from data.format import ToolCall, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
 from data.settings import Natural, NonNegative, Positive, first_look, one_line_errors, parse
 from data.statistics import bootstrap, pass_at_k, wilson
 from data.web import OutOfBudget
-from data.worlds import world_of
+from data.worlds import find_question, strange_words, world_of
 from rollout import PROMPT, Node, RolloutConfig, Tree
 from tools import Lent, Task, ToolConfig, ToolsFail, load_task, make_sandbox
 
@@ -466,25 +465,6 @@ def ask(config: EvalConfig) -> None:
     print(printable(draw_tree(tree, tokenizer, rewards, ADVANTAGES["group"](rewards[None], None)[0], config.width)))
     print(f"\naccepted answer: {known or 'unknown (rewards show the format alone)'}")
     print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
-
-
-def find_question(world: str, text: str, seed: int) -> tuple[Question, str]:
-    """The world's question of this text and its split, or one without a known answer over the test world."""
-    if not text:
-        questions = load_questions(world, "test")
-        return questions[seed % len(questions)], "test"
-    for split in WORLD_SEEDS:
-        for question in load_questions(world, split):
-            if question.question == text:
-                return question, split
-    return Question("asked", text, ()), "test"
-
-
-def strange_words(world: str, text: str) -> list[str]:
-    """The words of a question that stand in none of the world's."""
-    words = lambda text: re.findall(r"[^\W\d_]+", text)
-    known = {word for split in WORLD_SEEDS for q in load_questions(world, split) for word in words(q.question)}
-    return [word for word in words(text) if word not in known]
 
 
 def merge(config: EvalConfig) -> None:

@@ -30,17 +30,10 @@ from transformers import Qwen2ForCausalLM
 
 from advantage import ADVANTAGES
 from arpo import Policy, UpdateConfig, update
-from data import Question, models, runs
+from data import Question, demonstrations, models, runs
 from data.alarms import UNCHANGED, StopRequest, Watch
 from data.benchmarks import world_in
-from data.demonstrations import (
-    DemonstrationConfig,
-    Example,
-    batches,
-    built_in_tokenizer,
-    check_file,
-    load_demonstrations,
-)
+from data.demonstrations import DemonstrationConfig, Example
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
@@ -127,7 +120,7 @@ def main() -> None:
             if config.stage == "rl":
                 load_tasks(config, make_sandbox(config), Lent())
             if config.cold_start or config.stage == "sft":
-                check_file(config)
+                demonstrations.check_file(config)
             print(describe(config))
             return
         models.use_threads(config.threads)
@@ -299,7 +292,7 @@ def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     lent = Lent()
     torch.manual_seed(config.seed)
     if config.model in models.BUILT_IN:
-        tokenizer = built_in_tokenizer(models.SIZES[config.model].get("data", "world"))
+        tokenizer = demonstrations.built_in_tokenizer(models.SIZES[config.model].get("data", "world"))
         policy = Policy(Qwen2ForCausalLM(tiny_config(len(tokenizer))), tokenizer)
     else:
         policy = open_policy(config, config.lora_r)
@@ -317,7 +310,7 @@ def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
 
 
 def examples_of(tokenizer, config: TrainConfig, sandbox: PythonSandbox) -> list[Example]:
-    return load_demonstrations(tokenizer, config, lambda world: tools_of_world(config, sandbox, world))
+    return demonstrations.load_demonstrations(tokenizer, config, lambda world: tools_of_world(config, sandbox, world))
 
 
 def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop=None) -> float:
@@ -329,7 +322,7 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop
     padded, own = sum(len(ids) for ids, _ in examples), sum(sum(mine) for _, mine in examples)
     usual = config.sft_batch_tokens * own / padded  # the policy's tokens in a batch
     bar = tqdm(range(1, steps + 1), desc="sft")
-    for step, block in zip(bar, batches(examples, config.sft_batch_tokens, config.seed)):
+    for step, block in zip(bar, demonstrations.batches(examples, config.sft_batch_tokens, config.seed)):
         ids, labels = (tensor.to(model.device) for tensor in block)  # padded on the right, where no real token looks
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from data import WORLD_SEEDS, Question
 from data.grading import METRICS, as_number, unboxed
-from data.worlds import is_world, world_of
+from data.worlds import is_world, questions_of
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,7 @@ def load(name: str, split: str, count: int | None = None, metric: str = "", side
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(WORLD_SEEDS)}, all")
     if not is_world(name):
         return _load_set(name, split, metric, {} if sides is None else sides)[:count]
-    world = world_of(name, split)
-    found = world.questions(1200 if count is None else count, world.seed)
+    found = questions_of(name, split, count)
     return [replace(question, metric=metric) for question in found] if metric else found
 
 

@@ -13,6 +13,7 @@ from data.trails import Trails
 from data.world import World
 
 BuiltInWorld = World | Trails
+MOST_QUESTIONS = 1200  # of a split
 DEMONSTRATED_VIEWS = 0.3  # share of views in the trails that demonstrations are about: the model must know them
 
 
@@ -33,6 +34,34 @@ def make_world(source: str, seed: int) -> BuiltInWorld:
 def world_of(source: str, split: str) -> BuiltInWorld:
     """The world that a split's questions are about; the test world for "all"."""
     return make_world(source, WORLD_SEEDS.get(split, WORLD_SEEDS["test"]))
+
+
+def questions_of(source: str, split: str, count: int | None = None) -> list[Question]:
+    """A split's questions: the first `count`, or as many as a world is meant to have."""
+    world = world_of(source, split)
+    return world.questions(MOST_QUESTIONS if count is None else count, world.seed)
+
+
+def find_question(source: str, text: str, seed: int) -> tuple[Question, str]:
+    """The question of this text and its split; one without a known answer, about the test world, where there is none.
+
+    An empty text means one of the test split's, chosen by the seed.
+    """
+    if not text:
+        questions = questions_of(source, "test")
+        return questions[seed % len(questions)], "test"
+    for split in WORLD_SEEDS:
+        for question in questions_of(source, split):
+            if question.question == text:
+                return question, split
+    return Question("asked", text, ()), "test"
+
+
+def strange_words(source: str, text: str) -> list[str]:
+    """The words of a text that stand in none of a world's questions."""
+    words = lambda text: re.findall(r"[^\W\d_]+", text)
+    known = {word for split in WORLD_SEEDS for q in questions_of(source, split) for word in words(q.question)}
+    return [word for word in words(text) if word not in known]
 
 
 def demonstrations(

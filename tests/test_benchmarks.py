@@ -167,7 +167,7 @@ def test_what_cannot_be_fetched_says_what_to_do(hub, monkeypatch, name, words):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         load(name, "test")
-    with pytest.raises(ValueError, match="unknown data 'gsm9k': expected world, aime24, .* or a .json, .jsonl"):
+    with pytest.raises(ValueError, match="unknown data 'gsm9k': expected world, trails, aime24, .* or a .json, .jsonl"):
         load("gsm9k", "test")
 
 

@@ -254,9 +254,9 @@ train --dry_run --data .
 train --dry_run --data runs/
     runs/: expected a file, found a folder; did you mean runs?
 train --dry_run --data gsm9k
-    unknown data 'gsm9k': expected world, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, 2wiki, …
+    unknown data 'gsm9k': expected world, trails, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, …
 train --dry_run --data ""
-    unknown data '': expected world, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, 2wiki, musique, …
+    unknown data '': expected world, trails, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, 2wiki, …
 train --dry_run --data world=-1
     --data: expected one source, or name=weight,name=weight with weights above 0, found world=-1
 train --dry_run --data world=0
@@ -296,7 +296,7 @@ eval --data words.txt
 eval --data few.jsonl --split dev
     few.jsonl: expected at least 10 questions to train, choose and test on, found 3
 eval --data gsm9k
-    unknown data 'gsm9k': expected world, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, 2wiki, …
+    unknown data 'gsm9k': expected world, trails, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, …
 eval --data aime24 --split train
     aime24: expected a set with training questions, found one that is a test alone
 """
