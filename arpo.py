@@ -27,7 +27,7 @@ from advantage import ADVANTAGES, attribute, loss_weights
 from data import models
 from data.format import TrajectoryConfig
 from data.relatives import ATTRIBUTIONS, SURROGATES
-from data.settings import NonNegative, Positive
+from data.settings import NonNegative, Positive, Share
 from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
 from tools import Toolbox
 
@@ -39,7 +39,7 @@ class UpdateConfig(TrajectoryConfig):
     leaf_weights: Literal["flat", "split"] = "flat"  # of all leaves alike; or a start's, divided at each of its forks
     surrogate: Literal["clip", *SURROGATES] = "clip"  # what becomes of the ratio
     loss_type: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"  # the denominator of a token's term
-    epsilon: NonNegative = 0.2  # clip range below 1
+    epsilon: Share = 0.2  # clip range below 1
     epsilon_high: NonNegative = 0.2  # clip range above 1
     kl_coef: NonNegative = 0.0  # β_KL, coefficient of the KL to the reference
     num_iterations: Positive = 1  # passes over a step's trees
@@ -286,8 +286,9 @@ class Policy:
 
     def restore(self, weights: dict[str, Tensor]) -> None:
         own = self.trainable()
-        if own.keys() != weights.keys():
-            raise ValueError(f"the checkpoint has other weights than the model: {min(own.keys() ^ weights.keys())}")
+        shapes, other = ({name: (*w.shape,) for name, w in each.items()}.items() for each in (own, weights))
+        if shapes != other:
+            raise ValueError(f"expected the checkpoint of the model's own weights, found {min(shapes ^ other)}")
         for name, weight in weights.items():
             own[name].copy_(weight)
 

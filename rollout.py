@@ -31,7 +31,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from data.format import ToolCall, ToolResult, TrajectoryConfig, closing_tags, encode_result, may_close
-from data.settings import Natural, Positive
+from data.settings import Natural, Positive, Share
 from tools import begin_call
 
 PROMPT = -1  # the parent of a tree's first nodes
@@ -43,9 +43,9 @@ class RolloutConfig(TrajectoryConfig):
     num_initial: Natural = 8  # N, trajectories started from the prompt; 0 is all M of them, which is GRPO
     fan_out: Positive = 1  # Z, new paths at a branch
     entropy_tokens: Positive = 20  # k, tokens over which an entropy is averaged
-    base_prob: float = 0.5  # α
+    base_prob: Share = 0.5  # α
     entropy_weight: float = 0.2  # β
-    threshold: float = 0.5  # τ
+    threshold: Share = 0.5  # τ
     branch_rule: Literal["threshold", "coin", "best"] = "threshold"  # P > τ; with probability P, as released; best P
     score: Literal["entropy", "lot", "lowest", "tail"] = "entropy"  # who gets the highest ΔH; all but entropy: controls
     entropy_timing: Literal["after", "before"] = "after"  # measure after the tool result; or before, as released

@@ -121,6 +121,7 @@ def main() -> None:
                 load_tasks(config, make_sandbox(config), Lent())
             if config.cold_start or config.stage == "sft":
                 demonstrations.check_file(config)
+            models.check_whole(config.model)
             print(describe(config))
             return
         models.use_threads(config.threads)
@@ -143,8 +144,8 @@ def read_flags(argv: list[str]) -> TrainConfig:
     few |= first_look(TrainConfig, argv, ("data", "stage", "seed", "resume", "output_dir"), settings)
     settings["sft_data"] = world_in(few["data"]) or "world"
     settings["cold_start"] |= not is_world(first_look(TrainConfig, argv, ("sft_data",), settings)["sft_data"])
-    folder = few["output_dir"] or runs.default_folder(**few)
-    if few["resume"] and (checkpoint := runs.find_checkpoint(few["resume"], folder)):
+    folder = few["output_dir"], runs.default_folder(**few)
+    if few["resume"] and (checkpoint := runs.find_checkpoint(few["resume"], *folder)):
         return resumed(checkpoint, argv)
     config = parse(TrainConfig, argv, "train.py", __doc__, settings)
     if METHODS[config.algo].get("num_initial") == 0 and config.num_initial not in (0, config.num_generations):
@@ -167,7 +168,7 @@ def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
     before = known(TrainConfig, about["settings"])
     own = {"resume": str(checkpoint), "output_dir": str(folder)}
     config = replace(parse(TrainConfig, argv, "train.py", __doc__, before), **own)
-    for name in ("algo", "stage"):
+    for name in ("algo", "stage", "optim"):
         if getattr(config, name) != (its := before.get(name, getattr(config, name))):
             raise ValueError(f"--resume: expected the run's own --{name} {its}, found {getattr(config, name)}")
     for name, value in before.items():
@@ -227,10 +228,13 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
         checkpoint |= {"best": -1.0, "best_step": 0}  # its accuracy on other questions says nothing about these
     torch.manual_seed(config.seed)  # of a new adapter's weights
     policy = start_policy(config, sandbox)
-    lent.read = policy.read
+    lent.read, optimizer = policy.read, Optimizer.of(policy.model, config)
+    if checkpoint:  # before anything is written to the run
+        policy.restore(checkpoint["weights"])
+        optimizer.wrapped.load_state_dict(checkpoint["optimizer"])
     check_numbers(policy, train, config)
     run = runs.Run(config, models.size_of(config.model), checkpoint)
-    totals = train_rl(policy, train, dev, run, config, checkpoint)
+    totals = train_rl(policy, optimizer, train, dev, run, config, checkpoint)
     train.tools.go_on_from(train.tools.spent())  # from now on everyone's
     if not run.writes:
         return
@@ -342,17 +346,14 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop
 
 
 def train_rl(
-    policy: Policy, train: Task, dev: Task, run: runs.Run, config: TrainConfig, checkpoint: dict | None = None
+    policy: Policy, optimizer: Optimizer, train: Task, dev: Task, run: runs.Run, config: TrainConfig, checkpoint=None
 ) -> Counter:
-    """The loop; returns sums over the whole run. The best model by dev accuracy is then in the run's folder.
+    """The loop, after `checkpoint` if any; returns sums over the whole run. The best model by dev accuracy is kept.
 
     Raises SystemExit, with a checkpoint written, where it was asked to stop.
     """
-    optimizer, stream = Optimizer.of(policy.model, config), Stream(train.questions, config.seed)
-    totals, last, watch = Counter(), 0, Watch()
+    stream, totals, last, watch = Stream(train.questions, config.seed), Counter(), 0, Watch()
     if checkpoint:
-        policy.restore(checkpoint["weights"])
-        optimizer.wrapped.load_state_dict(checkpoint["optimizer"])
         last, stream.drawn, totals = checkpoint["step"], checkpoint["drawn"], Counter(checkpoint["totals"])
         train.tools.go_on_from(checkpoint if run.writes else {})  # or each process would bring the calls before
     else:

@@ -39,8 +39,8 @@ class Corpus:
         with suppress(sqlite3.Error):
             if not self._file or self._rows("SELECT title, text FROM passages, places WHERE passage > 0 LIMIT 1"):
                 return
-        found = "an empty corpus, no index of one, or of another version"
-        raise ValueError(f"{source}: expected an index of passages, found {found}: index it again")
+        found = "an empty corpus, no index of one, or of another version: delete it and index the corpus again"
+        raise ValueError(f"{source}: expected an index of passages, found {found}")
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
@@ -111,6 +111,8 @@ def index_corpus(corpus: str | Path) -> Path:
         found = "a folder" if corpus.is_dir() else "a file of another name" if corpus.exists() else "no such file"
         raise ValueError(f"{corpus}: expected a corpus to index (.jsonl), found {found}")
     target = corpus.with_suffix(".db")
+    if target.exists() and not _is_index(target):
+        raise ValueError(f"{target}: expected an index of passages or no such file, found something else: move it away")
     unfinished = target.with_suffix(".unfinished")  # renamed when complete: a killed command leaves no half index
     mixed = "SELECT address, min(title), max(title) FROM passages GROUP BY address HAVING min(title) < max(title)"
     unfinished.unlink(missing_ok=True)
@@ -127,6 +129,13 @@ def index_corpus(corpus: str | Path) -> Path:
         raise OSError(f"cannot write {target}: {error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _is_index(file: Path) -> bool:
+    """Whether a file was written by `index_corpus`, of whatever version, and may be replaced."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        return bool(db.execute("SELECT 1 FROM sqlite_master WHERE name = 'passages' AND sql LIKE '%fts5%'").fetchone())
+    return False
 
 
 def _read_corpus(corpus: str | Path) -> Iterator[tuple[str, str, str]]:

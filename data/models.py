@@ -16,14 +16,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TypeVar
 
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.utils import logging
 
 from data.benchmarks import world_in
 from data.format import TrajectoryConfig, check_prompt, encode_chat
@@ -183,13 +186,7 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
     quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        base_of(name),
-        dtype=dtype,
-        attn_implementation="sdpa",
-        quantization_config=quantized if load_in_4bit else None,
-        device_map={"": device},  # quantised where it will stay
-    )
+    model = read_weights(base_of(name), device, dtype=dtype, quantization_config=quantized if load_in_4bit else None)
     for layer in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes would repack the weights at the first sampled token, for good and
         # in a form without gradients.
@@ -197,10 +194,7 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
             layer.support_avx512bf16_for_cpu = False
     refuse_layers(model.config)
     switch_off_dropout(model)
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if not tokenizer.encode("a word", add_special_tokens=False):
-        raise ValueError("expected a tokenizer beside the weights, found none that knows a word")
-    check_prompt(tokenizer)
+    tokenizer = read_tokenizer(name)
     if not (is_adapter(name) or lora_r):
         reference = copy.deepcopy(model).requires_grad_(False).eval() if lora_r == 0 else None
         return model.eval(), tokenizer, None, reference
@@ -208,10 +202,60 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
 
     if is_adapter(name):
         adapter = PeftModel.from_pretrained(model, name, is_trainable=True)
-        adapter.load_adapter(name, "reference", is_trainable=False)  # on the same base: no second model in memory
+        told = adapter.load_adapter(name, "reference", is_trainable=False)  # on the same base: no second model
+        if told.missing_keys:
+            raise ValueError(f"expected the adapter's weights of all its layers, found none of {told.missing_keys[0]}")
     else:
         adapter = get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear"))
     return adapter.get_base_model().eval(), tokenizer, adapter, None
+
+
+def read_weights(name: str, device: str, **how):
+    """The model of a hub id or a folder on a device; "meta" looks at names and shapes alone.
+
+    Raises ValueError for torn files, and for weights that are missing or of another shape: transformers would only
+    warn, and make them up at random.
+    """
+    quiet = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:  # quantised on the device where it will stay
+        load = AutoModelForCausalLM.from_pretrained
+        model, told = load(name, attn_implementation="sdpa", device_map={"": device}, **quiet, **how)
+    except (RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise ValueError(f"{error}") from None
+    finally:
+        logging.set_verbosity(before)
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"expected weights for all of its layers, found none for {len(missing)}: {missing[0]}, …")
+    for key, found, expected in sorted(told["mismatched_keys"]):
+        raise ValueError(f"expected {key} of shape {(*expected,)}, as config.json has it, found {(*found,)}")
+    if unread := sorted(told["unexpected_keys"]):
+        print(f"{name}: {len(unread)} weights are not read ({unread[0]}, …)", file=sys.stderr)
+    return model
+
+
+def read_tokenizer(name: str):
+    """The tokenizer beside a model's weights, which can write a prompt. Raises ValueError or OSError."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if not tokenizer.encode("a word", add_special_tokens=False):
+        raise ValueError("expected a tokenizer beside the weights, found none that knows a word")
+    check_prompt(tokenizer)
+    return tokenizer
+
+
+def check_whole(model: str) -> None:
+    """Raises ValueError if a model that lies here could not be loaded, as far as its files' headers show."""
+    name = resolve_model(model)
+    if not Path(base_of(name)).is_dir():
+        return
+    try:
+        refuse_layers(read_weights(base_of(name), "meta").config)
+        read_tokenizer(name)
+        if is_adapter(name):
+            safe_open(Path(name) / "adapter_model.safetensors", "pt").keys()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise cannot_load(name, error) from None
 
 
 def refuse_layers(config) -> None:

@@ -154,13 +154,40 @@ def read_about(folder: str | Path) -> dict[str, Any] | None:
     raise ValueError(f"{file}: expected the settings of a run as JSON, found {found}")
 
 
-def find_checkpoint(resume: str, output_dir: str) -> Path | None:
-    """The newest complete checkpoint of the run that --resume names; None where "auto" finds nothing to resume."""
-    folder = Path(output_dir if resume == "auto" else resume)
-    found = sorted(folder.glob("checkpoints/step_*/state.pt"))
-    if not found and resume != "auto":
+def find_checkpoint(resume: str, output_dir: str, default: str) -> Path | None:
+    """The newest checkpoint that can be read of the run that --resume names; None where "auto" finds nothing to resume.
+
+    Raises ValueError where there is no run to go on with, or nothing of it can be read.
+    """
+    folder = Path(output_dir or default) if resume == "auto" else Path(resume)
+    found = sorted(folder.glob("checkpoints/step_*/state.pt"), reverse=True)
+    if not found and resume == "auto":
+        return None
+    if not found:
         raise ValueError(f"--resume {folder}: expected a run's folder with checkpoints, found none in it")
-    return found[-1].parent if found else None
+    if output_dir and Path(output_dir).resolve() != folder.resolve():
+        raise ValueError(f"--output_dir: expected the run to go on in its own folder {folder}, found {output_dir}")
+    for checkpoint in (file.parent for file in found):
+        try:
+            read_checkpoint(checkpoint)
+            return checkpoint
+        except ValueError as error:
+            print(f"{checkpoint} cannot be read ({error}): an older one is tried", file=sys.stderr)
+    raise ValueError(f"expected a checkpoint in {folder / 'checkpoints'}, found none that can be read")
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The state that `Run.checkpoint` wrote; its tensors are read when they are used. Raises ValueError."""
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+        expected = state["metrics_bytes"]
+    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.100}") from None
+    metrics = folder.parent.parent / "metrics.jsonl"
+    if not metrics.is_file() or metrics.stat().st_size < expected:
+        found = f"{metrics.stat().st_size:,}" if metrics.is_file() else "no such file"
+        raise ValueError(f"expected {expected:,} bytes in {metrics.name}, the steps before it, found {found}")
+    return state
 
 
 def begin(config: RunConfig) -> dict[str, Any] | None:
@@ -232,18 +259,6 @@ def lock(folder: Path) -> None:
     except OSError:
         raise ValueError(f"expected {folder} for this run alone, found another run that writes to it") from None
     LOCKS[place] = file
-
-
-def read_checkpoint(newest: Path) -> dict[str, Any]:
-    """The state of a checkpoint, or of the newest older one that can be read. Raises ValueError if there is none."""
-    for checkpoint in sorted(newest.parent.glob("step_*"), reverse=True):
-        if checkpoint.name <= newest.name:
-            try:
-                return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError) as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print(f"{checkpoint} cannot be read ({reason:.100}): an older one is tried", file=sys.stderr)
-    raise ValueError(f"expected a checkpoint in {newest.parent}, found none that can be read")
 
 
 def write_whole(folder: Path, write: Callable[[Path], None]) -> bool:

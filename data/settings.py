@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -31,8 +32,9 @@ class Limits:
     most: float = math.inf
 
 
-Positive = Annotated[int, Limits(1)]
-Natural = Annotated[int, Limits(0)]
+MOST = 2**31 - 1  # of whole numbers: what they go into ends there, or a little above
+Positive = Annotated[int, Limits(1, MOST)]
+Natural = Annotated[int, Limits(0, MOST)]
 NonNegative = Annotated[float, Limits(0)]
 Share = Annotated[float, Limits(0, 1)]
 
@@ -68,8 +70,8 @@ class Settings:
                 raise ValueError(f"--{name}: expected a number, found {value!r}")
             for limits in (note for note in notes if isinstance(note, Limits)):
                 if not limits.least <= value <= limits.most:
-                    above = "" if limits.most == math.inf else f" and at most {limits.most:g}"
-                    raise ValueError(f"--{name}: expected at least {limits.least:g}{above}, found {value}")
+                    bound = f"at least {limits.least}" if value < limits.least else f"at most {limits.most:,}"
+                    raise ValueError(f"--{name}: expected {bound}, found {value}")
 
 
 @functools.cache
@@ -102,6 +104,9 @@ def parse(record: type[Record], argv: Sequence[str], prog: str, description: str
         object.__setattr__(base, field.name, defaults.get(field.name, field.default))
     read = functools.partial(tyro.cli, record, default=base, prog=prog, description=description, use_underscores=True)
     words = current_names(record, argv)
+    for name, count in given(record, argv).items():
+        if count > 1:
+            raise ValueError(f"--{name}: expected once, found {count} times")
     for name in (name for name in RENAMED if any(re.fullmatch(f"--{name}(=.*)?", word) for word in argv)):
         print(f"--{name} is called --{RENAMED[name]} now", file=sys.stderr)
     return read(args=words) if {"-h", "--help"} & set(words) else _or_one_line(lambda: read(args=words))
@@ -114,6 +119,13 @@ def first_look(record: type[Settings], argv: Sequence[str], names: Sequence[str]
     words = [word for word in current_names(record, argv) if word not in ("-h", "--help")]
     read = functools.partial(tyro.cli, few, args=words, return_unknown_args=True, use_underscores=True)
     return vars(_or_one_line(read)[0])
+
+
+def given(record: type[Settings], argv: Sequence[str]) -> Counter[str]:
+    """How often each flag stands on a command line, in today's names; --no_x is --x."""
+    names = {field.name for field in fields(record)}
+    flags = (word[2:].partition("=")[0] for word in current_names(record, argv) if word.startswith("--"))
+    return Counter(flag if flag in names else flag.removeprefix("no_") for flag in flags)
 
 
 def current_names(record: type[Settings], argv: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ class Cache:
     that a run can be repeated exactly; what is missing is a fault. `refresh` asks once more for everything and keeps
     the new answer. Lasting errors (no such page) are stored, faults never are; what found nothing is asked for anew
     unless offline. The file also counts paid calls, up to `max_paid_calls` if that is not 0; a resumed run goes on with
-    them. Raises OSError if the file is unusable.
+    them. Raises OSError if the file is unusable, and ValueError if it is another's.
     """
 
     def __init__(self, path: str | Path = ":memory:", mode: str = "online", max_paid_calls: int = 0):
@@ -72,8 +72,11 @@ class Cache:
         self.mode, self.limit, self._lock = mode, max_paid_calls, threading.Lock()
         self._turns, self._refreshed = {}, set()
         columns = "kind TEXT, key TEXT, text TEXT, outcome TEXT, PRIMARY KEY (kind, key)"
+        foreign = f"SELECT name FROM sqlite_master WHERE type = 'table' AND sql <> 'CREATE TABLE answers({columns})'"
         try:  # no write-ahead log: the file alone is whole after every answer, and can be copied as it is
             self._db = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            if other := self._db.execute(foreign).fetchone():
+                raise ValueError(f"{path}: expected a cache of answers or a new file, found the table {other[0]}")
             self._db.execute(f"CREATE TABLE IF NOT EXISTS answers({columns})")
         except sqlite3.Error as error:
             raise OSError(

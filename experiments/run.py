@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import platform
+import re
 import sys
 import time
 from collections import Counter
@@ -143,7 +144,9 @@ def write(file: Path, result: dict) -> None:
 
 
 def config_of(arm: str, seed: int) -> TrainConfig:
-    return read_flags(f"{COMMON} {ARMS[arm].flags} --seed {seed} --output_dir {RESULTS}".split())
+    flags = f"{COMMON} {ARMS[arm].flags} --seed {seed} --output_dir {RESULTS}"
+    last = {flag.split()[0]: flag for flag in re.findall("--.+?(?= --|$)", flags)}  # an arm's win
+    return read_flags(" ".join(last.values()).split())
 
 
 def settings_of(config: TrainConfig) -> dict:

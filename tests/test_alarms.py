@@ -145,14 +145,19 @@ def test_a_checkpoint_that_is_cut_falls_back_to_the_one_before(tmp_path, capsys)
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / f"step_{step:06d}"
         folder.mkdir(parents=True)
-        torch.save({"step": step}, folder / "state.pt")
+        torch.save({"step": step, "metrics_bytes": 10 * step}, folder / "state.pt")
+    (tmp_path / "metrics.jsonl").write_bytes(b" " * 20)
+    newest = lambda: runs.find_checkpoint(str(tmp_path), "", "").name
+    assert newest() == "step_000002"
+    (tmp_path / "metrics.jsonl").write_bytes(b" " * 19)
+    assert newest() == "step_000001" and "expected 20 bytes in metrics.jsonl" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_bytes(b" " * 20)
     cut = folder / "state.pt"
     cut.write_bytes(cut.read_bytes()[:100])
-    assert runs.read_checkpoint(folder) == {"step": 1} and "step_000002 cannot be read" in capsys.readouterr().err
+    assert newest() == "step_000001" and "step_000002 cannot be read" in capsys.readouterr().err
+    (tmp_path / "checkpoints" / "step_000001" / "state.pt").write_bytes(b"")
     with pytest.raises(ValueError, match="found none that can be read"):
-        cut.rename(folder / "gone")
-        (tmp_path / "checkpoints" / "step_000001" / "state.pt").write_bytes(b"")
-        runs.read_checkpoint(folder)
+        newest()
 
 
 @pytest.mark.parametrize("text", ['{"settings": {"mod', "[]", '{"settings": 3}', ""])

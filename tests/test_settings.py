@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 import eval
 import train
@@ -158,7 +159,8 @@ def a_run(folder, *argv, size="tiny"):
     """A folder with the settings of a run, and a checkpoint."""
     config = flags("--output_dir", str(folder), *argv)
     (folder / "checkpoints/step_000003").mkdir(parents=True)
-    (folder / "checkpoints/step_000003/state.pt").touch()
+    torch.save({"metrics_bytes": 0}, folder / "checkpoints/step_000003/state.pt")
+    (folder / "metrics.jsonl").touch()
     runs.write_about(folder, config, size)
     return config
 

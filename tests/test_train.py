@@ -120,7 +120,7 @@ def test_flags_over_method_over_model(monkeypatch, capsys):
     places = [flags("--data", data).place_of_search for data in ("world", "q.jsonl", "q.jsonl=0.3,world=0.7")]
     assert places == ["world", "none", "world"]
     goes_to = flags("--preset", "deep-search").output_dir
-    monkeypatch.setattr(runs, "find_checkpoint", lambda resume, output_dir: print(output_dir))
+    monkeypatch.setattr(runs, "find_checkpoint", lambda resume, output_dir, default: print(output_dir or default))
     flags("--preset", "deep-search", "--resume", "auto")
     assert capsys.readouterr().out.strip() == goes_to == "runs/tiny-arpo-deepsearch-arpo-0"  # it is looked for there
     deep = flags("--preset", "deep-search", "--model", "Qwen3-8B", "--top_k", "5")
@@ -397,7 +397,7 @@ def test_every_method_runs_a_step(run, tmp_path, algo):
     settings = QUICK.replace("--num_initial 2", "")  # the method decides
     out = run(
         train.main,
-        *f"--algo {algo} --num_generations 4 --max_steps 1 --output_dir {tmp_path} {settings}".split(),
+        *f"--algo {algo} --max_steps 1 --output_dir {tmp_path} {settings}".split(),
         table=False,
     )
     _, row = metrics_of(tmp_path)

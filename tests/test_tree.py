@@ -211,7 +211,7 @@ def test_leftover_budget_starts_at_once_and_does_not_branch(tokenizer):
     sampler = ScriptedSampler(
         tokenizer, lambda key, wave: (SEARCH.format(1) if wave == 0 else ANSWER, 9.0 if wave else 1.0)
     )
-    (tree,) = grow(sampler, ["x"], num_generations=8, num_initial=2, base_prob=-1.0, branch_rule="coin")
+    (tree,) = grow(sampler, ["x"], num_generations=8, num_initial=2, base_prob=0, entropy_weight=0, branch_rule="coin")
     assert sampler.calls == 4  # two waves for the initial paths, two for all six others
     assert sum(n.decision is not None for n in tree.nodes) == 2
 

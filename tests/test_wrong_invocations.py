@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -20,6 +21,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import eval
 import tools
@@ -98,11 +101,11 @@ train --learning_rate nan
 train --learning_rate inf
     --learning_rate: expected a finite number, found inf
 train --learning_rate -1e-5
-    --learning_rate: expected at least 0 and at most 1, found -1e-05
+    --learning_rate: expected at least 0, found -1e-05
 train --learning_rate 50
-    --learning_rate: expected at least 0 and at most 1, found 50.0
+    --learning_rate: expected at most 1, found 50.0
 train --sft_learning_rate 3
-    --sft_learning_rate: expected at least 0 and at most 1, found 3.0
+    --sft_learning_rate: expected at most 1, found 3.0
 train --epsilon_high -0.2
     --epsilon_high: expected at least 0, found -0.2
 train --entropy_weight nan
@@ -182,11 +185,33 @@ eval --ask --answer
 eval --ask --num_generations 2 --num_initial 3
     num_initial (N) must be from 1 to num_generations (M = 2), or 0 for M; found 3
 eval --ask --ask What is it?
+    --ask: expected once, found 2 times
+eval --ask What is it?
     expected flags and their values (--help lists them), found is, it?
 eval "What is it?"
     expected flags and their values (--help lists them), found What is it?
 eval --temperature nan
     --temperature: expected a finite number, found nan
+train --max_steps 5 --max_steps 6
+    --max_steps: expected once, found 2 times
+train --max_steps 5 --max-steps=6
+    --max_steps: expected once, found 2 times
+train --browse --no_browse
+    --browse: expected once, found 2 times
+train --beta 0.1 --kl_coef 0.1
+    --kl_coef: expected once, found 2 times
+eval --model model --model tiny
+    --model: expected once, found 2 times
+train --epsilon 3
+    --epsilon: expected at most 1, found 3.0
+train --base_prob 5
+    --base_prob: expected at most 1, found 5.0
+train --threshold -0.5
+    --threshold: expected at least 0, found -0.5
+train --seed 99999999999999999999
+    --seed: expected at most 2,147,483,647, found 99999999999999999999
+eval --samples 3000000000
+    --samples: expected at most 2,147,483,647, found 3000000000
 train --threads 100000
     --threads: expected at most 8, four for each core, found 100000
 """
@@ -315,6 +340,10 @@ train --dry_run --search words.db
     words.db: expected an index of passages, found an empty corpus, no index of one, or of another version
 train --dry_run --search other.db
     other.db: expected an index of passages, found an empty corpus, no index of one, or of another version
+train --dry_run --search other.jsonl
+    other.db: expected an index of passages or no such file, found something else: move it away
+train --dry_run --search theirs.db
+    theirs.db: expected an index of passages, found an empty corpus, no index of one, or of another version
 train --dry_run --search empty.jsonl
     empty.jsonl: expected passages on its lines, found an empty corpus
 train --dry_run --search textless.jsonl
@@ -335,6 +364,10 @@ train --dry_run --search brave
     --search brave: expected the environment variable BRAVE_API_KEY, found no key
 train --dry_run --search serper --web_cache words.db
     words.db: expected a file where answers can be kept, found that they cannot be kept (file is not a database)
+train --dry_run --search serper --web_cache other.db
+    other.db: expected a cache of answers or a new file, found the table t
+train --dry_run --search serper --web_cache answers.db
+    answers.db: expected a cache of answers or a new file, found the table answers
 train --dry_run --search serper --web_cache nowhere/cache.db
     nowhere/cache.db: expected a file where answers … , found that they cannot be kept (unable to open database
 train --dry_run --search serper --web_cache runs
@@ -407,6 +440,26 @@ train --dry_run --model runs/odd_run
     runs/odd_run/run.json: expected the settings of a run as JSON, found other settings
 train --dry_run --model runs/typed_run
     --model runs/typed_run: expected a model's folder with adapter_config.json or config.json, found neither
+train --dry_run --model torn_weights
+    cannot load the model in torn_weights: expected a … , found: Error while deserializing header: header too larg
+train --dry_run --model cut
+    cannot load the model in cut: expected a … , found: Error while deserializing header: incomplete metadata, …
+train --dry_run --model holed
+    cannot load the model in holed: expected … expected weights for all of its layers, found none for 1: model.lay
+train --dry_run --model bent
+    cannot load the model in bent: … q_proj.weight of shape (128, 128), as config.json has it, found (3, 128)
+train --dry_run --model mute
+    cannot load the model in mute: expected a whole … , found none that knows a word
+train --dry_run --stage sft --model cut
+    cannot load the model in cut: expected a … , found: Error while deserializing header: incomplete metadata, …
+train --model cut
+    cannot load the model in cut: expected a … , found: Error while deserializing header: incomplete metadata, …
+train --model holed
+    cannot load the model in holed: expected … expected weights for all of its layers, found none for 1: model.lay
+eval --model holed
+    cannot load the model in holed: expected … expected weights for all of its layers, found none for 1: model.lay
+eval --ask --model bent
+    cannot load the model in bent: … q_proj.weight of shape (128, 128), as config.json has it, found (3, 128)
 train --model void
     --model void: expected a model's folder with adapter_config.json or config.json, found neither
 train --model torn_weights --overwrite --output_dir runs/unfinished
@@ -481,6 +534,20 @@ train --dry_run --resume runs/typed_run
     --seed: expected a number, found None
 train --dry_run --resume runs/unfinished --algo grpo
     --resume: expected the run's own --algo arpo, found grpo
+train --dry_run --resume runs/unfinished --optim adamw_8bit
+    --resume: expected the run's own --optim adamw, found adamw_8bit
+train --dry_run --resume runs/unfinished --output_dir runs/elsewhere
+    --output_dir: expected the run to go on in its own folder runs/unfinished, found runs/elsewhere
+train --dry_run --resume runs/torn_state
+    expected a checkpoint in runs/torn_state/checkpoints, found none that can be read
+train --dry_run --resume runs/list_state
+    expected a checkpoint in runs/list_state/checkpoints, found none that can be read
+train --dry_run --resume auto --output_dir runs/torn_state
+    expected a checkpoint in runs/torn_state/checkpoints, found none that can be read
+train --dry_run --resume runs/short_run
+    expected a checkpoint in runs/short_run/checkpoints, found none that can be read
+train --dry_run --resume runs/deaf_run
+    expected a checkpoint in runs/deaf_run/checkpoints, found none that can be read
 train --dry_run --resume runs/unfinished --max_steps 0
     --max_steps: expected at least 1, found 0
 train --dry_run --resume auto --output_dir runs/lost_run
@@ -549,6 +616,12 @@ tools index words.txt
     words.txt: expected a corpus to index (.jsonl), found a file of another name
 tools index words.db
     words.db: expected a corpus to index (.jsonl), found a file of another name
+tools index other.jsonl
+    other.db: expected an index of passages or no such file, found something else: move it away
+tools index theirs.jsonl
+    theirs.db: expected an index of passages or no such file, found something else: move it away
+tools index words.jsonl
+    words.db: expected an index of passages or no such file, found something else: move it away
 tools index folder.jsonl
     folder.jsonl: expected a corpus to index (.jsonl), found a folder
 tools index .
@@ -573,6 +646,12 @@ tools import text.json cache.db
     text.json: expected an object of queries and texts, found str
 tools import answers.json words.db
     words.db: expected a file where answers can be kept, found that they cannot be kept (file is not a database)
+tools import answers.json other.db
+    other.db: expected a cache of answers or a new file, found the table t
+tools import answers.json theirs.db
+    theirs.db: expected a cache of answers or a new file, found the table passages
+tools import answers.json answers.db
+    answers.db: expected a cache of answers or a new file, found the table answers
 tools import answers.json nowhere/cache.db
     nowhere/cache.db: expected a file where answers … , found that they cannot be kept (unable to open database
 tools import answers.json runs
@@ -639,8 +718,11 @@ def fill(place):
     (place / "packed.jsonl").write_bytes(gzip.compress(lines(rows(20)).encode(), mtime=0))
     (place / "latin.csv").write_bytes("question,answer\nWo ist Köln?,am Rhein\n".encode("latin-1"))
     (place / "folder.jsonl").mkdir()
-    with contextlib.closing(sqlite3.connect(place / "other.db")) as db:
-        db.execute("CREATE TABLE t (x)")
+    for name, table in {"other.db": "t (x)", "theirs.db": "passages (x)", "answers.db": "answers (x)"}.items():
+        with contextlib.closing(sqlite3.connect(place / name)) as db:
+            db.execute(f"CREATE TABLE {table}")
+    for name in ("other", "theirs", "words"):
+        shutil.copy(place / "corpus.jsonl", place / f"{name}.jsonl")
     fill_models(place)
     fill_runs(place)
 
@@ -666,16 +748,32 @@ def fill_models(place):
     shutil.copytree(TINY, place / "mute")
     for file in (place / "mute").glob("*token*"):
         file.unlink()
+    weights = load_file(TINY / "model.safetensors")
+    query = "model.layers.0.self_attn.q_proj.weight"
+    others = {
+        "holed": {name: weight for name, weight in weights.items() if name != query},
+        "bent": weights | {query: weights[query][:3].contiguous()},
+    }
+    for name, tensors in others.items():
+        shutil.copytree(TINY, place / name)
+        save_file(tensors, place / name / "model.safetensors", {"format": "pt"})
+    shutil.copytree(TINY, place / "cut")
+    os.truncate(place / "cut/model.safetensors", 1_000_000)
 
 
 def fill_runs(place):
-    for name in ("finished", "unfinished", "torn_state", "torn_run", "odd_run", "lost_run", "typed_run"):
+    names = "finished unfinished torn_state list_state short_run deaf_run torn_run odd_run lost_run typed_run"
+    for name in names.split():
         folder = place / "runs" / name
         (folder / "checkpoints/step_000003").mkdir(parents=True)
-        (folder / "checkpoints/step_000003/state.pt").write_text("no checkpoint")
+        torch.save({"metrics_bytes": 12}, folder / "checkpoints/step_000003/state.pt")
         config = train.read_flags(["--output_dir", str(folder)])
         runs.write_about(folder, config, "tiny")
         (folder / "metrics.jsonl").write_text('{"step": 0}\n')
+    (place / "runs/torn_state/checkpoints/step_000003/state.pt").write_text("no checkpoint")
+    torch.save(["no state"], place / "runs/list_state/checkpoints/step_000003/state.pt")
+    (place / "runs/short_run/metrics.jsonl").write_text('{"step"')
+    (place / "runs/deaf_run/metrics.jsonl").unlink()
     (place / "runs/finished/table.txt").write_text("a table")
     (place / "runs/torn_run/run.json").write_text('{"settings": ')
     (place / "runs/odd_run/run.json").write_text('{"settings": []}')
