@@ -183,7 +183,9 @@ def test_what_cannot_be_fetched_says_what_to_do(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         load_conversations("still")
-    with pytest.raises(ValueError, match="unknown conversations 'arpo': expected world, trails, arpo-sft, .* or a .json"):
+    with pytest.raises(
+        ValueError, match="unknown conversations 'arpo': expected world, trails, arpo-sft, .* or a .json"
+    ):
         load_conversations("arpo")
 
 
