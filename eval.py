@@ -11,7 +11,7 @@ never contains the multi-tool bonus. Left out: judging by another language model
 import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +23,9 @@ from advantage import ADVANTAGES
 from arpo import Policy, pack, token_logprobs
 from data import Question, models
 from data.benchmarks import world_in
-from data.format import ToolCall, encode_prompt, printable, read_answer
+from data.format import ToolCall, TrajectoryConfig, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
-from data.settings import Natural, NonNegative, Positive, first_look, one_line_errors, parse
+from data.settings import Natural, NonNegative, Positive, first_look, given, one_line_errors, parse
 from data.statistics import bootstrap, pass_at_k, wilson
 from data.web import OutOfBudget
 from data.worlds import find_question, strange_words, world_of
@@ -56,6 +56,12 @@ class EvalConfig(JudgeConfig):
     ask: str | None = None  # answer this one question, and stop; without text, one of the world's, by --seed
     answer: str = ""  # the accepted answer to --ask, where the question is not one of the world's
     width: Positive = 120  # columns of a drawn tree
+
+
+# Flags that say something only beside --ask, and only without it.
+OF_A_TREE = {field.name for field in fields(RolloutConfig)} - {field.name for field in fields(TrajectoryConfig)}
+OF_A_TREE |= {"answer", "width"}
+OF_A_TABLE = {"split", "count", "samples"}
 
 
 def open_policy(config: JudgeConfig, lora_r: int | None = None) -> Policy:
@@ -412,8 +418,9 @@ def read_flags(argv: list[str]) -> EvalConfig:
     named = first_look(EvalConfig, argv, ("model",), {"model": models.built_in_for(few["data"])})
     shape = {"num_generations": 1, "num_initial": (few["num_generations"] + 1) // 2}
     config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(named["model"]) | named | shape)
-    if config.answer and config.ask is None:
-        raise ValueError("--answer: expected beside --ask, whose question it belongs to, found alone")
+    vain, place = (OF_A_TREE, "beside") if config.ask is None else (OF_A_TABLE, "without")
+    if flag := min(vain & given(EvalConfig, argv).keys(), default=""):
+        raise ValueError(f"--{flag}: expected {place} --ask, found {' '.join(argv)}")
     if config.merge and config.ask is not None:
         raise ValueError("--merge: expected alone, since it answers nothing, found --ask")
     return config
@@ -441,6 +448,8 @@ def ask(config: EvalConfig) -> None:
     if models.size_of(config.model) in models.BUILT_IN and (odd := strange_words(world, question.question)):
         told = f"the built-in model has never seen {', '.join(odd)}: it knows questions about its own world alone"
         print(f"{told} (python eval.py --ask shows one)", file=sys.stderr)
+    if config.answer and question.answers:
+        raise ValueError(f"--answer: expected for a question without one, found {', '.join(question.answers)} known")
     if config.answer:
         question = replace(question, answers=(config.answer,))
     lent = Lent()

@@ -125,7 +125,7 @@ def test_the_ways_to_write_a_flag():
 
 
 def test_the_shape_of_an_asked_tree_follows_its_leaves():
-    shape = lambda *argv: (lambda c: (c.num_generations, c.num_initial))(eval.read_flags(list(argv)))
+    shape = lambda *argv: (lambda c: (c.num_generations, c.num_initial))(eval.read_flags(["--ask", *argv]))
     assert shape() == (1, 1) and shape("--num_generations", "8") == (8, 4) and shape("--num-generations=5") == (5, 3)
     assert shape("--num_generations", "8", "--num_initial", "0") == (8, 0)
 

@@ -43,7 +43,19 @@ train --dry_run --save_steps 0
 eval --ask "   "
     --ask: expected a question, or nothing for one of the world's, found ' '
 eval --answer 4
-    --answer: expected beside --ask, whose question it belongs to, found alone
+    --answer: expected beside --ask, found --answer 4
+eval --num_generations 8
+    --num_generations: expected beside --ask, found --num_generations 8
+eval --model model --branch_rule coin
+    --branch_rule: expected beside --ask, found --model model --branch_rule coin
+eval --width 80
+    --width: expected beside --ask, found --width 80
+eval --ask --samples 4
+    --samples: expected without --ask, found --ask --samples 4
+eval --ask "What is it?" --split dev
+    --split: expected without --ask, found --ask What is it? --split dev
+eval --ask --answer 4
+    --answer: expected for a question without one, found
 eval --ask --merge merged
     --merge: expected alone, since it answers nothing, found --ask
 train --alog grpo
