@@ -69,8 +69,10 @@ class Row:
     """A policy or an agent, judged in one way: a row of a table."""
 
     method: str  # "arpo", "start", "expert", or an agent's name
+    backbone: str  # the model that it began with, or asks
     temperature: float  # 0 takes the likeliest token
     top_p: float
+    seed: int
     results: list[Result]
     leaves_out: str = ""  # parts of an agent's definition that this row does without
 

@@ -18,7 +18,7 @@ def result_of(question: Question, right=True) -> Result:
 
 
 def test_results_come_back_as_they_were(tmp_path):
-    rows = {"start, greedy": Row("start", 0.0, 1.0, [result_of(q) for q in QUESTIONS])}
+    rows = {"start, greedy": Row("start", "tiny", 0.0, 1.0, 0, [result_of(q) for q in QUESTIONS])}
     write_results(tmp_path, {"seed": 1}, {"torch": "2"}, rows, {"step": [0, 1]})
     found = read_results(tmp_path)
     for row in rows.values():
