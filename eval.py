@@ -25,6 +25,7 @@ from data import Question, models
 from data.benchmarks import world_in
 from data.format import ToolCall, TrajectoryConfig, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
+from data.results import Score
 from data.settings import Natural, NonNegative, Positive, first_look, given, one_line_errors, parse
 from data.statistics import bootstrap, pass_at_k, wilson
 from data.web import OutOfBudget
@@ -72,18 +73,7 @@ def open_policy(config: JudgeConfig, lora_r: int | None = None) -> Policy:
 # ---------------------------------------------------------------------------------- scores
 
 
-@dataclass
-class Score:
-    """What one leaf's trajectory is worth."""
-
-    answer: str | None  # None: the format is wrong
-    accuracy: float
-    reward: float
-    calls: int  # really executed
-    tokens: int  # after the prompt, results included
-    end: str
-
-
+NOT_RUN = "refused", "malformed"  # outcomes of calls that were not executed
 Scores = list[list[Score]]  # (questions, samples)
 
 
@@ -131,9 +121,9 @@ def judge_expert(config: JudgeConfig, split: str, task: Task) -> dict[str, Score
     for question in task.questions:
         *actions, last = world.expert(question)
         results = [(act.tool, task.tools.submit(ToolCall(act.tool, act.content)).result()) for act in actions]
-        ran = {tool for tool, result in results if result.outcome == "ok"}
+        ran = Counter(tool for tool, result in results if result.outcome == "ok")
         right = accuracy(question, last.content)
-        scores.append([Score(last.content, right, hierarchical_reward(right, True, ran), len(actions), 0, "end")])
+        scores.append([Score(last.content, right, hierarchical_reward(right, True, {*ran}), ran, 0, "end")])
     return {"expert (ceiling)": scores}
 
 
@@ -143,12 +133,12 @@ def score_leaves(tree: Tree, question: Question, tokenizer, bonus: float = 0.1) 
     for leaf in tree.leaves():
         nodes = [tree.nodes[n] for n in tree.path(leaf)]
         answer = read_answer(turn_texts(nodes, tokenizer)) if nodes[-1].stopped == "end" else None
-        ran = [node.call.tool for node in nodes if node.result and node.result.outcome not in ("refused", "malformed")]
+        ran = Counter(node.call.tool for node in nodes if node.result and node.result.outcome not in NOT_RUN)
         right = accuracy(question, answer) if answer else 0.0
         worked = {node.call.tool for node in nodes if node.result and node.result.outcome == "ok"}
         reward = hierarchical_reward(right, answer is not None, worked, bonus)
         tokens = sum(len(node.ids) + len(node.observation) for node in nodes)
-        scores.append(Score(answer, right, reward, len(ran), tokens, nodes[-1].stopped))
+        scores.append(Score(answer, right, reward, ran, tokens, nodes[-1].stopped))
     return scores
 
 

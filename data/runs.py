@@ -5,6 +5,7 @@
     trees/, plots/      drawn trees, pictures of the metrics
     checkpoints/step_*  what a resumed run needs, and the model in Hugging Face form
     sft/                the model after its cold start
+    results.json        every question's answers in the end, and the learning curve (`results.py`)
     table.txt           the final comparison; a run that has it is finished
 
 and beside them the best model in Hugging Face form, so that a run's folder is itself a model. Nothing is ever seen
@@ -33,6 +34,8 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from data.plots import plot_run
+from data.results import Row, write_results
 from data.settings import Positive, Settings
 
 
@@ -115,9 +118,11 @@ class Run:
             for old in sorted((self.folder / "checkpoints").glob("step_*"))[: -self.keep]:
                 shutil.rmtree(old)
 
-    def finish(self, table: str) -> list[Path]:
-        """Writes the final table and draws the plots; returns their files."""
-        (self.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    def finish(self, table: str, rows: dict[str, Row]) -> list[Path]:
+        """Writes the final table and its rows, and draws the plots; returns their files."""
+        about = read_about(self.folder)
+        write_results(self.folder, about["settings"], about["versions"], rows, read_curve(self.folder))
+        (self.folder / "table.txt").write_text(table + "\n", encoding="utf-8")  # last: a run that has it is finished
         return plot_run(self.folder)
 
 
@@ -133,9 +138,28 @@ def open_logger(config: RunConfig) -> Callable[[dict], Any]:
     return lambda row: tracker.log(row, step=row["step"])
 
 
+def read_curve(folder: Path) -> dict[str, list]:
+    """Columns of a run's metrics, from step 0; None where a step has no such number. Calls and tokens add up."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    questions = read_about(folder)["settings"]["questions_per_step"]
+    calls = np.cumsum([row.get("calls_per_question", 0) * questions for row in rows])
+    return {
+        "step": [row["step"] for row in rows],
+        "accuracy": [row.get("accuracy") for row in rows],
+        "dev_accuracy": [row.get("dev_accuracy") for row in rows],
+        "calls": [round(total) for total in calls],
+        "tokens": [int(total) for total in np.cumsum([row.get("decoded", 0) for row in rows])],
+    }
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "peft", "numpy")} | {
+        "python": platform.python_version()
+    }
+
+
 def write_about(folder: Path, config: Settings, size: str) -> None:
-    versions = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
-    about = {"size": size, "settings": asdict(config), "versions": versions | {"python": platform.python_version()}}
+    about = {"size": size, "settings": asdict(config), "versions": versions()}
     whole = folder / "run.json.new"
     whole.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     whole.replace(folder / "run.json")
@@ -293,47 +317,3 @@ def disk_is_full(error: Exception, folder: Path) -> bool:
     there = next(place for place in folder.absolute().parents if place.exists())
     told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     return told or shutil.disk_usage(there).free < 2**20
-
-
-PANELS = {
-    "reward": ("Reward and accuracy", ["reward", "accuracy", "dev_accuracy"]),
-    "tool_calls": ("Tool calls", ["calls_per_leaf", "calls_per_question"]),
-    "entropy": ("Token entropy (nats)", ["initial_entropy", "entropy_after_tools"]),
-    "branching": ("Branch decisions a step", ["decisions", "forks", "top_ups"]),
-}
-
-
-def plot_run(folder: Path) -> list[Path]:
-    """A PNG file for each of PANELS, from a run's metrics."""
-    import matplotlib  # here, for it takes half a second to import
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    (folder / "plots").mkdir(exist_ok=True)
-    files = []
-    for name, (title, keys) in PANELS.items():
-        figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=120)
-        for key in keys:
-            plot_line(axes, key, [(row["step"], row[key]) for row in rows if key in row])
-        axes.set(title=title, xlabel="step")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        figure.tight_layout()
-        files.append(folder / "plots" / f"{name}.png")
-        figure.savefig(files[-1])
-        pyplot.close(figure)
-    return files
-
-
-def plot_line(axes, key: str, points: list[tuple[float, float]]) -> None:
-    """Few points as they are; many faintly, under their running mean, since questions differ from step to step."""
-    if not points:
-        return
-    steps, values = map(np.array, zip(*points))
-    few = len(points) < 20
-    (line,) = axes.plot(steps, values, "o-" if few else "-", alpha=1 if few else 0.25)
-    window = 1 if few else len(points) // 10
-    mean = np.convolve(values, np.ones(window) / window, "valid")
-    axes.plot(steps[window - 1 :], mean, color=line.get_color(), label=key.replace("_", " "))

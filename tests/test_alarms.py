@@ -89,7 +89,7 @@ def test_one_bit_in_one_weight_is_a_change():
 
 
 def scores(right) -> list[list[Score]]:
-    return [[Score("x", float(one), float(one), 1, 10, "end")] for one in right]
+    return [[Score("x", float(one), float(one), {"search": 1}, 10, "end")] for one in right]
 
 
 def test_the_start_is_never_reported_as_the_method(monkeypatch):

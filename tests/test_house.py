@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports only what stands before it. `train` is the roof, and `eval` right below.
 TOWER = (
-    "data sandbox data.settings data.statistics data.relatives data.format data.world data.trails data.worlds "
+    "data sandbox data.settings data.statistics "
+    "data.results data.tables data.plots data.compare data.paper data.presets "
+    "data.relatives data.format data.world data.trails data.worlds "
     "data.grading data.benchmarks data.conversations data.corpus data.web data.tiny data.runs data.models "
     "data.processes data.optimizer data.alarms data.demonstrations tools rollout advantage arpo eval train"
 ).split()

@@ -1,0 +1,105 @@
+"""Runs, agents and endpoints side by side, from their results.json files and nothing else.
+
+Rows that differ in nothing but the seed are one line. Lines over one set of questions share a table, the likeliest
+answers apart from sampled ones; each is told against the table's first line, question by question. Left out: the
+paper's tables (`paper.py`).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.plots import plot_calls, plot_curves
+from data.results import Evaluation, Row, read_results
+from data.tables import Line, comparison_table, gain, pass_table
+
+# Settings in which the seeds of one method may differ: where they write, and what they show.
+NOT_THE_METHOD = {"seed", "output_dir", "overwrite", "resume", "report_to", "threads", "trajectories", "width"}
+# Of a run's, those that its start depends on.
+OF_THE_START = re.compile("model|load_in_4bit|cold_start|sft_|data$|metric|search|browse|top_k|.*_chars|max_|reader")
+
+
+def compare(places: Sequence[str], ks: Sequence[int], folder: Path) -> str:
+    """The tables of several evaluations, also written to `compared.txt`, with two plots. Raises ValueError."""
+    lines = lines_of([read_results(place) for place in places])
+    text = "\n\n".join(tables(lines, ks))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compared.txt").write_text(text + "\n", encoding="utf-8")
+    plots = [plot_calls(lines, folder / "compared_calls.png"), plot_curves(lines, folder / "compared_curves.png")]
+    return "\n".join([text, "", "plots: " + " ".join(str(plot) for plot in plots if plot)])
+
+
+def lines_of(evaluations: list[Evaluation]) -> list[Line]:
+    """All ways of answering, in the order in which they first appear; without the ceiling, and last steps."""
+    found: dict[str, Line] = {}
+    for evaluation in evaluations:
+        for name, row in evaluation.rows.items():
+            if row.method == "expert" or "last step" in name:
+                continue
+            started = row.method == "start"
+            matters = {
+                key: value
+                for key, value in evaluation.settings.items()
+                if key not in NOT_THE_METHOD and (not started or OF_THE_START.match(key))
+            }
+            key = json.dumps([row.method, row.temperature, row.top_p, matters], sort_keys=True)
+            if key not in found:
+                data = evaluation.settings.get("data", "")
+                found[key] = Line(name_of(evaluation, row), data, row.method, evaluation.settings)
+            found[key].rows.append(row)
+            found[key].curves += [evaluation.curve] * bool(evaluation.curve and not started)
+    for line in found.values():
+        if len(line.rows) > 1:
+            line.name = re.sub(r"-\d+(?=$| \()", "", line.name) + f", {len(line.rows)} seeds"
+    return named_apart(list(found.values()))
+
+
+def name_of(evaluation: Evaluation, row: Row) -> str:
+    """Of the folder; of the model that a run started from."""
+    if row.method == "start":
+        return f"{Path(evaluation.settings['model']).name} (start)"
+    return evaluation.name
+
+
+def named_apart(lines: list[Line]) -> list[Line]:
+    """Lines of equal names and decoding get a number."""
+    seen: dict[tuple[str, bool, str], int] = {}
+    for line in lines:
+        key = line.name, line.greedy, line.data
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] > 1:
+            line.name += f" ({seen[key]})"
+    return lines
+
+
+def tables(lines: list[Line], ks: Sequence[int]) -> list[str]:
+    texts = []
+    for data in dict.fromkeys(line.data for line in lines):
+        for greedy in (True, False):
+            own = [line for line in lines if line.data == data and line.greedy == greedy]
+            if own:
+                texts.append(table(own, ks))
+    return texts
+
+
+def table(lines: list[Line], ks: Sequence[int]) -> str:
+    """One table, and the differences to its first line."""
+    first, width = lines[0], max(26, *(len(line.name) for line in lines))
+    row = first.rows[0]
+    how = "the likeliest answers" if first.greedy else f"sampled answers ({row.decoding})"
+    several = any(len(line.rows) > 1 for line in lines)
+    drawn = "questions and seeds" if several else "questions, so another seed may differ by more"
+    texts = [f"{first.data}, {len(row.results)} questions, {how}"]
+    texts.append(comparison_table({line.name: line.rows for line in lines}))
+    if lines[1:]:
+        texts.append(
+            f"\n{'accuracy, points':{width}s}  over {first.name}, paired; 95% interval by a bootstrap over {drawn}"
+        )
+    texts += [f"{line.name:{width}s}  {gain(line.rows, first.rows)}" for line in lines[1:]]
+    for line in lines:
+        fewest = min(len(result.attempts) for row in line.rows for result in row.results)
+        if possible := [k for k in ks if 1 < k <= fewest]:
+            texts.append(f"\n{line.name}, {fewest} answers a question ({line.rows[0].decoding})")
+            texts.append(pass_table(line.rows, [1, *possible]))
+    return "\n".join(texts)
