@@ -1,0 +1,154 @@
+"""The command line of the course. Without a command it prints GUIDE."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from exercises import copies, grading
+from exercises.copies import Copy
+from exercises.course import Exercise, load_course
+from exercises.patches import ROOT
+
+GUIDE = """\
+Exercises about ARPO: you write the heart of it yourself, and are told in seconds what is right.
+
+  python -m exercises start NAME      makes your own copy of the project in ../arpo-NAME, with statements taken out
+  python -m exercises list            the exercises, their places in the copy, and how far you are
+  python -m exercises grade           checks all that you wrote; `grade 3` checks exercise 3
+  python -m exercises hint 3          a hint; once more, the next one
+
+Run these here, in the checkout; write in the copy, with your editor. Any order will do; the first three are 1, 5, 6.
+Solutions are a file away, in this checkout: not looking is up to you.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    flags = parser.parse_args(argv)
+    if flags.command is None:
+        print(GUIDE, end="")
+        return 0
+    try:
+        return flags.run(flags)
+    except (ValueError, OSError) as error:
+        print(f"exercises: {error}", file=sys.stderr)
+        return 2
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        print(f"exercises: {message} (python -m exercises says what there is)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m exercises", description=GUIDE, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", parser_class=Parser)
+
+    def command(run, *, copy: bool = True, **positionals):
+        own = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        own.set_defaults(run=run)
+        for name, how in positionals.items():
+            own.add_argument(name, **how)
+        if copy:
+            own.add_argument("--copy", type=Path, help="the student's copy; default the only ../arpo-*")
+        return own
+
+    number = dict(type=int, metavar="N")
+    begin = command(start, copy=False, name=dict(metavar="NAME"))
+    begin.add_argument("--folder", type=Path, help="default ../arpo-NAME")
+    command(list_, numbers=dict(**number, nargs="*")).prog = "python -m exercises list"
+    command(grade, numbers=dict(**number, nargs="*")).add_argument("--seed", type=int, help="other inputs")
+    command(hint, number=number)
+    return parser
+
+
+def the_copy(flags: argparse.Namespace) -> Copy:
+    """The copy that is named, or the only one there is beside the checkout."""
+    if flags.copy:
+        return Copy.open(flags.copy)
+    found = sorted(ROOT.parent.glob(f"arpo-*/{copies.ABOUT}"))
+    if len(found) != 1:
+        names = ", ".join(file.parent.name for file in found) or "none"
+        raise ValueError(f"expected one copy beside the checkout, or --copy FOLDER, found {names}")
+    return Copy.open(found[0].parent)
+
+
+def chosen(numbers: list[int]) -> list[Exercise]:
+    course = load_course()
+    known = [exercise.number for exercise in course]
+    if unknown := [number for number in numbers if number not in known]:
+        raise ValueError(f"expected exercises out of {', '.join(map(str, known))}, found {unknown[0]}")
+    return [exercise for exercise in course if not numbers or exercise.number in numbers]
+
+
+# ---------------------------------------------------------------------------------- for students
+
+
+def start(flags) -> int:
+    """makes a student's copy"""
+    folder = flags.folder or ROOT.parent / f"arpo-{flags.name}"
+    copy = copies.make_copy(folder, flags.name, copies.seed_of(flags.name))
+    print(f"{copy.folder} is yours: EXERCISES.md in it says what is to be written where.")
+    print(f"Then, in this folder: python -m exercises grade{f' --copy {folder}' * bool(flags.folder)}")
+    return 0
+
+
+def list_(flags) -> int:
+    """the exercises and how far one is"""
+    done = {}
+    try:
+        copy = the_copy(flags)
+        for note in copy.notes():
+            if note.get("kind") and done.get(note["exercise"]) != "right":
+                done[note["exercise"]] = note["kind"]
+    except ValueError as error:
+        print(f"({error})")
+    for exercise in chosen(flags.numbers):
+        state = {"right": "right", None: ""}.get(done.get(exercise.number), "not yet")
+        part = "core" if exercise.core else "more"
+        places = ", ".join(dict.fromkeys(f"{blank.file}:{blank.function}" for blank in exercise.blanks))
+        print(f"{exercise.number:2d}  {exercise.title:26s} {exercise.minutes:2d} min  {part}  {state:8s}{places}")
+        if flags.numbers:
+            print(f"\n{exercise.task}\n")
+    return 0
+
+
+list_.__name__ = "list"
+
+
+def hint(flags) -> int:
+    """the next hint to an exercise"""
+    copy, (exercise,) = the_copy(flags), chosen([flags.number])
+    seen = sum(note.get("hint") == exercise.number for note in copy.notes())
+    print(exercise.hints[min(seen, len(exercise.hints) - 1)])
+    if seen < len(exercise.hints):
+        copy.note({"time": round(time.time()), "hint": exercise.number})
+    else:
+        print("(That was the last one.)")
+    return 0
+
+
+def grade(flags) -> int:
+    """checks what is written; exit code 0 if all of it is right"""
+    copy, exercises = the_copy(flags), chosen(flags.numbers)
+    if copy.version != copies.version_of_sources():
+        print("note: the project has changed since your copy was made")
+    seed = copy.seed if flags.seed is None else flags.seed
+    verdicts = grading.grade(copy, exercises, seed)
+    blank = [v.number for v in verdicts if v.kind == "blank"]
+    for exercise, verdict in zip(exercises, verdicts):
+        if verdict.kind != "blank":
+            told = "right" if verdict.right else "not yet"
+            print(f"exercise {exercise.number}, {exercise.title}: {told}")
+            print(f"{verdict.text}\n" if verdict.text else "", end="")
+            entry = {"exercise": verdict.number, "kind": verdict.kind, "mistake": verdict.mistake, "seed": seed}
+            copy.note({"time": round(time.time()), **entry})
+    if blank:
+        print(f"still blank: {', '.join(map(str, blank))}")
+    return 0 if all(verdict.right for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A student's copy of the project: the asked statements taken out, and nothing in it that gives them away.
+
+It holds the modules, the built-in model and the requirements; no tests, documents, history or exercises. Left out:
+grading (`grading.py`).
+"""
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from exercises.course import Exercise, load_course
+from exercises.patches import ROOT, blanked, project_modules, source
+
+KEPT = "LICENSE", "requirements.txt"  # beside the modules and the built-in model
+ABOUT, ATTEMPTS, MISTAKES = "student.json", "attempts.jsonl", "mistakes.json"
+HIDDEN = "left out of this copy, since it would give exercise {} away"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A student's folder. `seed` draws all that is random in the exercises; it comes from the name."""
+
+    folder: Path
+    name: str
+    seed: int
+    version: str  # of the sources that it was made of
+
+    @classmethod
+    def open(cls, folder: Path) -> "Copy":
+        file = folder / ABOUT
+        if not file.is_file():
+            raise ValueError(f"expected a copy made by `python -m exercises start NAME`, found no {file}")
+        about = json.loads(file.read_text(encoding="utf-8"))
+        return cls(folder.resolve(), about["name"], about["seed"], about["version"])
+
+    def note(self, entry: dict) -> None:
+        with (self.folder / ATTEMPTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def notes(self) -> list[dict]:
+        file = self.folder / ATTEMPTS
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+    def changes(self) -> dict[str, list]:
+        """What the student changed in each file: [first line, last line, new lines] of the file as it was given."""
+        return {file: made for file, text in blank_texts().items() if (made := edits(text, self._text(file)))}
+
+    def _text(self, file: str) -> str:
+        return (self.folder / file).read_text(encoding="utf-8")
+
+
+def seed_of(name: str) -> int:
+    return zlib.crc32(name.encode()) % 10_000
+
+
+def version_of_sources() -> str:
+    return hashlib.sha256("".join(source(file) for file in project_files()).encode()).hexdigest()[:12]
+
+
+def project_files() -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in project_modules().values()]
+
+
+def blank_texts() -> dict[str, str]:
+    """The files of the project that the exercises change."""
+    asked = [(blank, told) for exercise in load_course() for blank, told in zip(exercise.blanks, exercise.asks)]
+    hidden = [(blank, HIDDEN.format(exercise.number)) for exercise in load_course() for blank in exercise.hides]
+    return blanked(asked + hidden)
+
+
+def write_project(folder: Path, texts: dict[str, str]) -> None:
+    """The project in a folder, with some of its files' texts replaced."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for file in project_files():
+        (folder / file).write_text(texts.get(file) or source(file), encoding="utf-8")
+    shutil.copytree(ROOT / "data" / "tiny_model", folder / "data" / "tiny_model", dirs_exist_ok=True)
+    for name in KEPT:
+        shutil.copy(ROOT / name, folder / name)
+
+
+def make_copy(folder: Path, name: str, seed: int) -> Copy:
+    """Raises ValueError where there is something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder}: expected a new folder, found one that is not empty; choose another name or --folder"
+        )
+    write_project(folder, blank_texts())
+    about = {"name": name, "seed": seed, "version": version_of_sources()}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (folder / "EXERCISES.md").write_text(worksheet(load_course(), name), encoding="utf-8")
+    return Copy.open(folder)
+
+
+def worksheet(course: Iterable[Exercise], name: str) -> str:
+    lines = [
+        f"# Exercises of {name}\n",
+        "Each place below raises an error until it is written. Work on them in any order, in this folder; "
+        "`python -m exercises grade`, in the checkout, says in seconds what is right. What works here then is ARPO, "
+        "yours: `python train.py`.\n",
+    ]
+    for exercise in course:
+        places = ", ".join(f"`{blank.file}:{blank.function}`" for blank in exercise.blanks)
+        lines.append(
+            f"## {exercise.number}. {exercise.title} ({exercise.minutes} minutes)\n\n{places}\n\n{exercise.task}\n"
+        )
+    return "\n".join(lines)
+
+
+def edits(before: str, after: str) -> list[list]:
+    old, new = before.splitlines(), after.splitlines()
+    found = SequenceMatcher(None, old, new).get_opcodes()
+    return [[i, j, new[k:m]] for kind, i, j, k, m in found if kind != "equal"]
+
+
+def edited(before: str, made: list[list]) -> str:
+    lines = before.splitlines()
+    for i, j, new in sorted(made, reverse=True):
+        lines[i:j] = new
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,128 @@
+"""Exercise 3: the branch rule, a bar and a budget."""
+
+import math
+
+from exercises.course.exercise import Exercise, Mistake
+from exercises.patches import Blank
+
+
+def cases(rng):
+    drawn = []
+    for count, budget, fan_out in ((1, 4, 1), (2, 4, 1), (3, 4, 2), (3, 2, 1), (5, 4, 3)):
+        first, jumps = [round(rng.uniform(0.5, 3), 2) for _ in range(count)], []
+        while len(jumps) < count:  # jumps of different sizes, those of the last case all upwards
+            jump = round(rng.uniform(0.1 if count == 5 else -0.4, 1.5), 2)
+            jumps += [jump] * (all(abs(jump - other) > 0.05 for other in jumps) and abs(jump) > 0.05)
+        places = [[h, round(h + jump, 2)] for h, jump in zip(first, sorted(jumps))]  # the largest jump last
+        config = {"base_prob": 0.5, "entropy_weight": 0.3, "threshold": 0.5, "fan_out": fan_out}
+        drawn.append({"places": places, "budget": budget, **config})
+    drawn[0]["places"][0] = [1.25, 1.25]  # nothing happened
+    drawn[2] |= {"threshold": 0.45}  # below alpha: small falls fork, too
+    return drawn
+
+
+def expected(case):
+    """One place after the other: that of the highest P among those that are left, as long as P > τ and budget last."""
+    seen = []
+    for before, after in case["places"]:
+        delta = round(after - before, 6) / math.log(100)
+        seen.append([delta, case["base_prob"] + case["entropy_weight"] * delta, case["threshold"], 0])
+    budget, left = case["budget"], list(range(len(seen)))
+    while left:
+        best = left[0]
+        for place in left:
+            if seen[place][1] > seen[best][1]:
+                best = place
+        left.remove(best)
+        while seen[best][1] > seen[best][2] and budget and seen[best][3] < case["fan_out"]:
+            seen[best][3] += 1
+            budget -= 1
+    return seen
+
+
+def probe(case):
+    from types import SimpleNamespace
+
+    from rollout import GrowingTree, Node, Place, RolloutConfig
+
+    names = "fan_out base_prob entropy_weight threshold".split()
+    config = RolloutConfig(num_generations=20, num_initial=1, **{name: case[name] for name in names})
+    tree = GrowingTree([1, 2], "key", 0, config, SimpleNamespace(tokenizer=None, vocab_size=100))
+    tree.budget, tree._branch = case["budget"], lambda place, new: None  # growing is another exercise
+    for n, (before, after) in enumerate(case["places"]):
+        tree.tree.nodes.append(Node([3, 4], [-1.0] * 2, [before] * 2, "call"))
+        start = SimpleNamespace(key=f"key/{n}", ids=[1, 2, 3], initial_entropy=before, node=n)
+        tree.places.append(Place(start, start, n, after, 0))
+    tree.fork()
+    seen = [node.decision for node in tree.tree.nodes]
+    return [[d.delta, d.prob, d.bar, d.new_paths] for d in seen]
+
+
+EXERCISE = Exercise(
+    number=3,
+    title="The branch rule",
+    minutes=25,
+    core=True,
+    task="Set `deltas`, ΔH of each place: H_t less H_initial, rounded to 6 digits, over `self.norm`. Return P_t = α + "
+    "β ΔH and the bar. And grant new paths: `granted[i]` for each place, at most `fan_out` each and `self.budget` in "
+    "all, where P_t exceeds the bar; where the budget is short, the highest P_t goes first.",
+    idea="The rule looks for a jump, over a strict bar, within a budget that is the same for all questions.",
+    misconception="fork where entropy is high",
+    question="α and τ are both 0.5 by default. What do β and the normaliser decide then?",
+    blanks=(
+        Blank("rollout.py", "GrowingTree.fork", "deltas ="),
+        Blank("rollout.py", "GrowingTree._grant", "for i in"),
+        Blank("rollout.py", "GrowingTree._odds", "return"),
+    ),
+    asks=(
+        "exercise 3: set deltas, a list with ΔH of each place (place.entropy is H_t, place.start.initial_entropy "
+        "H_initial)",
+        "exercise 3: fill granted (odds[i] is P_t and the bar of place i; fork_at 'probe' may be left aside)",
+        "exercise 3: return P_t and bar (cfg.base_prob is α, cfg.entropy_weight β)",
+    ),
+    modules=("rollout",),
+    hints=(
+        "Go through the places in the order of falling P_t: sorted(range(len(places)), key=...).",
+        "A place above the bar gets `fan_out` new paths, or what is left: `self.budget` less what was granted so far.",
+    ),
+    mistakes=(
+        Mistake(
+            "H_t alone",
+            "round(place.entropy - place.start.initial_entropy, 6)",
+            "round(place.entropy, 6)",
+            "You fork where entropy is high. A question that is hard from the first word then forks everywhere; what "
+            "tells that a result mattered is the jump, H_t less H_initial.",
+        ),
+        Mistake(
+            "at the bar",
+            "odds[i][0] > odds[i][1]",
+            "odds[i][0] >= odds[i][1]",
+            "You fork at the bar, too. With α = τ a place where nothing happened (ΔH = 0) must not fork, and now does.",
+        ),
+        Mistake(
+            "budget in the order of the list",
+            "sorted(range(len(places)), key=lambda i: -odds[i][0])",
+            "range(len(places))",
+            "You served the places in their order. The first path got the last fork, though a later one jumped higher.",
+        ),
+        Mistake(
+            "no budget",
+            "granted[i] = min(cfg.fan_out, self.budget - sum(granted))",
+            "granted[i] = cfg.fan_out",
+            "You overdrew the budget: such a tree has more than M leaves, and groups no longer stack into a (Q, M) "
+            "table.",
+        ),
+        Mistake(
+            "not normalised",
+            "place.start.initial_entropy, 6) / self.norm",
+            "place.start.initial_entropy, 6)",
+            "You left out the normaliser. ΔH then depends on the size of the vocabulary, and β with it.",
+        ),
+        Mistake(
+            "one path a place",
+            "granted[i] = min(cfg.fan_out, self.budget - sum(granted))",
+            "granted[i] = min(1, self.budget - sum(granted))",
+            "You start one path at each place. `fan_out`, the paper's Z, says how many.",
+        ),
+    ),
+)

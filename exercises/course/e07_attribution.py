@@ -1,0 +1,113 @@
+"""Exercise 7: what a token that leaves share is told."""
+
+from exercises.course.exercise import Exercise, Mistake
+from exercises.patches import Blank
+
+
+def cases(rng):
+    """Trees by their nodes' parents, -1 at the top, and an advantage for each leaf; they do not add up to 0."""
+    shapes = [[-1, -1], [-1, 0, 0], [-1, 0, 0, 2, 2, -1], [-1, 0, 0, 0, 1, 1, -1, 6, 6]]
+    drawn = []
+    for parents in shapes:
+        leaves = [n for n in range(len(parents)) if n not in parents]
+        values = rng.sample([-3.0, -1.5, -0.5, 0.75, 1.25, 2.0, 3.5], len(leaves))
+        drawn.append({"parents": parents, "advantages": values})
+    return drawn
+
+
+def descendants(parents):
+    """For each node the numbers of the leaves at or below it."""
+    leaves = [n for n in range(len(parents)) if n not in parents]
+    below = [[] for _ in parents]
+    for m, leaf in enumerate(leaves):
+        n = leaf
+        while n >= 0:
+            below[n].append(m)
+            n = parents[n]
+    return below
+
+
+def expected(case):
+    values, soft, hard = case["advantages"], [], []
+    for leaves in descendants(case["parents"]):
+        mean = sum(values[m] for m in leaves) / len(leaves)
+        soft.append(list(values))
+        hard.append([mean for _ in values])
+    return {"soft": soft, "hard": hard}
+
+
+def probe(case):
+    import torch
+
+    from advantage import attribute
+
+    parents = case["parents"]
+    leaves = [n for n in range(len(parents)) if n not in parents]
+    descends = torch.zeros(len(parents), len(leaves))
+    for m, n in enumerate(leaves):
+        while n >= 0:
+            descends[n, m] = 1
+            n = parents[n]
+    values = torch.tensor(case["advantages"])
+    return {kind: attribute(values, descends, parents, kind).tolist() for kind in ("soft", "hard")}
+
+
+MEAN = "(descends @ advantages) / descends.sum(-1)"
+
+EXERCISE = Exercise(
+    number=7,
+    title="Attribution: soft and hard",
+    minutes=20,
+    core=True,
+    task="Return (N, M), the advantage in leaf m's term at node n. Soft: the leaf's own. Hard: the mean advantage of "
+    "the "
+    "leaves that pass through the node, in every leaf's term.",
+    idea="A token that d leaves share is judged by those d, one way or the other.",
+    misconception="shared tokens get the tree's average",
+    question="On-policy and with the token mean soft and hard have the same gradient. When do they part?",
+    blanks=(Blank("advantage.py", "attribute", 'if attribution == "soft"', 'if attribution == "hard"'),),
+    asks=("exercise 7: return the advantages (N, M) of attribution 'soft' and of 'hard'",),
+    modules=("advantage",),
+    hints=(
+        "`descends` (N, M) has a 1 where leaf m passes through node n: a row of it times the advantages is their sum.",
+        "The number of leaves below a node is the sum of its row. `[:, None].expand_as(descends)` repeats a column.",
+    ),
+    mistakes=(
+        Mistake(
+            "sum for mean",
+            MEAN,
+            "(descends @ advantages)",
+            "You added up the descendants' advantages. A token that 6 leaves share has 6 terms in the loss already: "
+            "with the sum in each its pull is six times too strong.",
+        ),
+        Mistake(
+            "mean over the tree",
+            MEAN,
+            "advantages.mean().expand(len(descends))",
+            "You took the mean over all leaves of the tree. A group's advantages add up to 0, so every token would "
+            "learn "
+            "nothing at all.",
+        ),
+        Mistake(
+            "divided by M",
+            MEAN,
+            "(descends @ advantages) / descends.shape[1]",
+            "You divided by M, not by the number of leaves below the node: a leaf's own last turn, which one leaf "
+            "alone "
+            "judges, hears a small part of its advantage.",
+        ),
+        Mistake(
+            "the first leaf's",
+            MEAN,
+            "advantages[descends.argmax(-1)]",
+            "You took the first leaf below the node. Reorder the siblings and the loss changes.",
+        ),
+        Mistake(
+            "soft and hard exchanged",
+            'if attribution == "soft":\n        return advantages.expand_as(descends)\n    if attribution == "hard":',
+            'if attribution == "hard":\n        return advantages.expand_as(descends)\n    if attribution == "soft":',
+            "You exchanged the two: soft leaves every leaf its own advantage, hard gives a shared token one for all.",
+        ),
+    ),
+    hides=(Blank("data/relatives.py", "mean_below", ""),),
+)
