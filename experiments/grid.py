@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 # The learning rate is constant, so that a run cut short is a run with fewer steps: curves can be read at any budget.
 COMMON = (
-    "--data trails --num_generations 8 --questions_per_step 8 --max_steps 21 --learning_rate 3e-4 --warmup_steps 3 "
+    "--data trails --num_generations 8 --questions_per_step 8 --max_steps 15 --learning_rate 4e-4 --warmup_steps 3 "
     "--lr_scheduler_type constant --eval_steps 3 --eval_questions 100 --test_questions 100"
 )
 SAMPLES = 4  # sampled answers to each held-out question
