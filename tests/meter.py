@@ -9,6 +9,7 @@ weights, which are unpacked for as long as it takes. Left out: the context, the 
 
 import gc
 import weakref
+from collections.abc import Callable
 from contextlib import contextmanager
 from unittest import mock
 
@@ -21,7 +22,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from transformers.integrations.sdpa_attention import pack_gqa, repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from arpo import Batch
+from arpo import Batch, token_logprobs
+from data.cache import RowCache
+from data.logits import draw_tokens
+from data.models import keep_inputs_as_they_come
 
 META = torch.device("meta")
 
@@ -147,7 +151,9 @@ def build(name: str, layers: int, four_bit: bool, lora_r: int, dtype=torch.bfloa
         if lora_r:
             model.requires_grad_(False)
             lora = LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear")
-            model = get_peft_model(model, lora).get_base_model()
+            model = get_peft_model(model, lora)
+            keep_inputs_as_they_come(model)
+            model = model.get_base_model()
     return model.eval()
 
 
@@ -164,5 +170,63 @@ def packed_batch(T: int, M: int = 16, share: float = 0.6) -> Batch:
     """T tokens, of which a share is sampled."""
     S, empty = int(T * share), lambda *size, dtype=torch.long: torch.empty(*size, dtype=dtype, device=META)
     real = lambda *size: empty(*size, dtype=torch.float32)
-    mask = empty(T, T, dtype=torch.bool)
-    return Batch(empty(T), empty(T), mask, empty(S), empty(S), real(S, M), real(S, M), real(S))
+    sees = empty(4 * M, 4 * M, dtype=torch.bool)
+    return Batch(empty(T), empty(T), empty(T), sees, empty(S), empty(S), real(S, M), real(S, M), real(S), empty(S), [])
+
+
+def update_peak(name: str, tokens: int, four_bit: bool, lora_r: int = 16, checkpointing: bool = True) -> float:
+    """Bytes of a later optimizer step over one packed micro-batch: weights, gradients and Adam's numbers included."""
+
+    def peak(layers: int) -> float:
+        dtype = torch.bfloat16 if lora_r else torch.float32
+        model = build(name, layers, four_bit, lora_r, dtype).train()
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        with metered(model) as meter:
+            trained = [weight for weight in model.parameters() if weight.requires_grad]
+            state = [torch.empty_like(weight, dtype=torch.float32) for weight in trained for _ in range(2)]
+            if not lora_r:
+                state += [torch.empty_like(weight) for weight in model.parameters()]  # the frozen reference
+            token_logprobs(model, packed_batch(tokens)).sum().backward()
+            del state
+            return meter.peak
+
+    return deep(name, peak)
+
+
+def rollout_peak(name: str, rows: int, tokens: int, four_bit: bool, result: int = 384) -> float:
+    """Bytes while all rows, at almost so many tokens, are fed a result, or draw a token."""
+    vocab = SHAPES[name]().vocab_size
+
+    def peak(layers: int) -> float:
+        model = build(name, layers, four_bit, 16).eval()
+        config, cached = model.config, tokens - result
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+        def forward(attention_mask, past_key_values, **inputs):
+            """transformers would look into the mask, where there is nothing to see."""
+            size = len(attention_mask), 1, inputs["input_ids"].shape[1], attention_mask.shape[1]
+            mask = torch.empty(size, dtype=torch.bool, device=META)
+            model(attention_mask=mask, past_key_values=past_key_values, **inputs)
+
+        with metered(model) as meter, torch.no_grad():
+            cache = RowCache(rows, META)
+            cache.mask = torch.empty(rows, cached, dtype=torch.bool, device=META)
+            for n in range(layers):
+                size = rows, config.num_key_value_heads, cached, head
+                cache.update(*(torch.empty(size, dtype=model.dtype, device=META) for _ in range(2)), n)
+            cache.gather(list(range(rows)), [cached] * rows)
+            cache.feed(forward, [[0] * result] * rows, 0)
+            fed = meter.peak
+            meter.reset()
+            scores = torch.empty(rows, vocab, dtype=model.dtype, device=META), torch.empty(rows, vocab, device=META)
+            draw_tokens(scores[1], torch.empty(rows, dtype=torch.double, device=META), 1.0)
+            return max(fed, meter.peak)
+
+    return deep(name, peak)
+
+
+def deep(name: str, peak: Callable[[int], float]) -> float:
+    """The peak of the whole model, from those of shorter ones: layers are alike, so it grows in a straight line."""
+    two, three = peak(2), peak(3)
+    return two + (SHAPES[name]().num_hidden_layers - 2) * (three - two)

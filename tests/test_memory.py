@@ -6,12 +6,14 @@ import pytest
 import torch
 from conftest import grow, random_model
 from meter import Meter
+from peft import LoraConfig, get_peft_model
 
 import arpo
 from arpo import UpdateConfig, token_logprobs, update
 from data import cache, logits
 from data.logits import draw_tokens
 from data.memory import Halving
+from data.models import TINY, keep_inputs_as_they_come, load_model
 from data.optimizer import Optimizer
 from rollout import Sampler
 
@@ -53,6 +55,33 @@ def test_the_draw_is_the_same_and_needs_little(temperature):
             most[draw] = (meter.peak - scores.numel() * 4) / vocab  # bytes
         assert torch.equal(drawn, plain_draw(scores, u, temperature))  # to the last bit
     assert 11 < most[draw_tokens] / logits.ROWS_OF_A_DRAW < 13 < 19 < most[plain_draw] / rows
+
+
+# ---------------------------------------------------------------------------------- adapters
+
+
+def test_inputs_of_adapters_are_kept_as_they_come_and_the_gradient_stays():
+    """Guards: an fp32 copy of each layer's input, kept for the backward pass; and a gradient that pays for it."""
+    found = []
+    for lean in (False, True):
+        torch.manual_seed(0)
+        model, _, adapter, _ = load_model(str(TINY), 0, False, "cpu", torch.bfloat16)
+        adapter = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+        if lean:
+            keep_inputs_as_they_come(adapter)
+        for name, weight in adapter.named_parameters():
+            if "lora_B" in name:  # begins with zeros, which would hide the rest
+                torch.nn.init.normal_(weight, std=0.1)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            logits_ = adapter(input_ids=torch.arange(200)[None], use_cache=False).logits
+        logits_.float().log_softmax(-1)[..., 3].sum().backward()
+        wide = {x.data_ptr() for x in kept if x.dtype == torch.float32 and x.shape[-2:] in ((200, 128), (200, 256))}
+        gradient = torch.cat([weight.grad.flatten() for weight in adapter.parameters() if weight.requires_grad])
+        found.append((logits_.detach(), gradient, len(wide)))
+    (plain, slope, copies), (same, other, fewer) = found
+    assert torch.equal(plain, same) and torch.allclose(slope, other, rtol=1e-5, atol=1e-7 * float(slope.abs().max()))
+    assert fewer <= copies / 3  # the norms have theirs
 
 
 # ---------------------------------------------------------------------------------- feeding
