@@ -26,8 +26,8 @@ CACHE_COPY = 2.2  # the cache, and its copy while results are fed
 APART = 0.25e9  # bytes for the libraries' own buffers; the CUDA context is no longer free when free memory is asked for
 FRAGMENTS = 0.05  # of free memory, which the allocator cannot use
 # Bytes for each token and unit of the MLP, and for each token and unit of the hidden state, by bytes of a weight.
-KEPT = {2: (10, 46), 4: (16, 46)}  # of a layer without checkpointing; with 16-bit weights LoRA's inputs are fp32 copies
-WORK = {2: (14, 56), 4: (22, 60)}  # of the layer whose backward pass is under way, what it keeps included
+KEPT = {2: (6, 32), 4: (16, 46)}  # of a layer without checkpointing
+WORK = {2: (14, 30), 4: (34, 60)}  # of the layer whose backward pass is under way, what it keeps included
 FED = {2: (12, 16), 4: (12, 20)}  # of a layer that is computed without gradients
 
 
@@ -123,16 +123,13 @@ class TooLarge(MemoryError):
 def plan_memory(config: ModelConfig, lora_r: int | None) -> MemoryPlan:
     """The plan for a command's settings; settles 4-bit weights where that is left open: if 16 bits do not fit.
 
-    `lora_r` as for `load_model`. Raises TooLarge where not even one trajectory, or its update, fits, and for training
-    all weights in 4 bits; OSError or ValueError where the model's configuration cannot be had.
+    `lora_r` as for `load_model`. Raises TooLarge where not even one trajectory, or its update, fits; OSError or
+    ValueError where the model's configuration cannot be had.
     """
     demand = Demand.of(config, lora_r)
-    if config.load_in_4bit and demand.lora_r == 0:
-        told = "--load_in_4bit: expected an adapter to be trained (--lora_r above 0), found --lora_r 0"
-        raise TooLarge(f"{told}: weights in 4 bits cannot be trained")
     shape = Shape.of(AutoConfig.from_pretrained(base_of(resolve_model(config.model))).get_text_config())
     device = pick_device()
-    open_to_4bit = config.load_in_4bit is None and device == "cuda" and demand.lora_r != 0
+    open_to_4bit = config.load_in_4bit is None and device == "cuda" and demand.lora_r != 0  # 4 bits are not trained
     ways = [False, True] if open_to_4bit else [bool(config.load_in_4bit)]
     return choose(shape, demand, device, pick_dtype(device, demand.lora_r), free_memory(device), ways)
 
@@ -194,6 +191,7 @@ def update_bytes(shape: Shape, demand: Demand, tokens: int, size: int, logit_row
 
 
 def usable(free: int) -> float:
+    """Bytes of free memory that tensors may have."""
     return (1 - FRAGMENTS) * free - APART
 
 
@@ -207,7 +205,8 @@ def free_memory(device: str) -> int:
 def refusal(plan: MemoryPlan, shape: Shape, demand: Demand) -> str:
     """What is missing, and what would fit."""
     least = max(plan.update, plan.held + CACHE_COPY * plan.row)
-    told = f"expected {least / 1e9:.1f} GB of memory at least, found {plan.free / 1e9:.1f} GB free on {plan.device}"
+    found = f"{usable(plan.free) / 1e9:.1f} GB that can be used on {plan.device}"
+    told = f"expected {least / 1e9:.1f} GB of memory at least, found {found}"
     ways = [(f"--max_completion_length {n}", replace(demand, tokens=n)) for n in (4096, 2048, 1024, 512)]
     ways = [(name, smaller) for name, smaller in ways if smaller.tokens < demand.tokens]
     fits = [(name, plan.load_in_4bit) for name, smaller in ways if _fits(plan, shape, smaller, plan.load_in_4bit)]

@@ -177,6 +177,7 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
     `lora_r` 0: all weights are to be trained, and the reference is a frozen copy. Above: LoRA of that rank on all
     linear layers, alpha = 2 r; the adapter is the peft wrapper around the model. None: nothing is to be trained.
     """
+    check_bits(lora_r, load_in_4bit)
     quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -272,6 +273,12 @@ class WideningProduct(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_weight = slope.flatten(0, -2).T @ x.flatten(0, -2).to(weight.dtype)
         return (slope @ weight).to(x.dtype), of_weight
+
+
+def check_bits(lora_r: int | None, load_in_4bit: bool | None) -> None:
+    """Raises ValueError where weights in 4 bits would have to be trained: no gradient reaches them."""
+    if load_in_4bit and lora_r == 0:
+        raise ValueError("--load_in_4bit: expected an adapter to be trained (--lora_r above 0), found --lora_r 0")
 
 
 def refuse_layers(config) -> None:

@@ -175,7 +175,7 @@ def packed_batch(T: int, M: int = 16, share: float = 0.6) -> Batch:
 
 
 def update_peak(name: str, tokens: int, four_bit: bool, lora_r: int = 16, checkpointing: bool = True) -> float:
-    """Bytes of a later optimizer step over one packed micro-batch: weights, gradients and Adam's numbers included."""
+    """Bytes of a later micro-batch of a later step: weights, gradients and Adam's numbers included."""
 
     def peak(layers: int) -> float:
         dtype = torch.bfloat16 if lora_r else torch.float32
@@ -185,6 +185,8 @@ def update_peak(name: str, tokens: int, four_bit: bool, lora_r: int = 16, checkp
         with metered(model) as meter:
             trained = [weight for weight in model.parameters() if weight.requires_grad]
             state = [torch.empty_like(weight, dtype=torch.float32) for weight in trained for _ in range(2)]
+            for weight in trained:
+                weight.grad = torch.empty_like(weight)
             if not lora_r:
                 state += [torch.empty_like(weight) for weight in model.parameters()]  # the frozen reference
             token_logprobs(model, packed_batch(tokens)).sum().backward()
