@@ -13,7 +13,7 @@ over the S tokens t that the policy sampled; the other tokens of the batch's T h
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,9 +26,11 @@ from torch import Tensor
 from advantage import ADVANTAGES, attribute, loss_weights
 from data import models
 from data.format import TrajectoryConfig
+from data.logits import logprobs_of
+from data.memory import Halving, plan_memory
 from data.relatives import ATTRIBUTIONS, SURROGATES
 from data.settings import NonNegative, Positive, Share
-from rollout import PROMPT, RolloutConfig, Sampler, Tree, grow_trees
+from rollout import PROMPT, Node, RolloutConfig, Sampler, Tree, grow_trees
 from tools import Toolbox
 
 
@@ -53,14 +55,20 @@ class Batch:
 
     ids: Tensor  # (T,)
     positions: Tensor  # (T,) depth in the tree
-    mask: Tensor  # (T, T) bool: row attends to column
+    owner: Tensor  # (T,) the segment of each token: a prompt, or a node's turn and observation
+    sees: Tensor  # (segments, segments) bool: row's tokens attend to column's, which are above them or their own
     predict_from: Tensor  # (S,) index of the token before each sampled one on its path
     targets: Tensor  # (S,) the sampled tokens, each predicted from the hidden state there
     weights: Tensor  # W (S, M)
     advantages: Tensor  # A (S, M)
     sampler_logprobs: Tensor  # (S,) only to be compared
     tree: Tensor  # (S,) number of the tree, or part of one, in this batch
-    old_logprobs: Tensor | None = None  # log π_old (S,), where a later optimizer step will need them
+    nodes: list[Node]  # whose tokens the sampled ones are, in order
+
+    @property
+    def mask(self) -> Tensor:
+        """(T, T) bool: row attends to column. It is made when it is needed, for it may be the largest tensor here."""
+        return self.sees[self.owner][:, self.owner].logical_and_(self.positions[:, None] >= self.positions)
 
 
 Piece = tuple[Tree, Tensor, Tensor]  # a tree with its W and A (N, M), less the leaves whose W is 0
@@ -72,28 +80,49 @@ def update(model, optimizer, trees: list[Tree], advantages: Tensor, config: Upda
     `optimizer` has `backward(loss)`, and `step()` for the end of a minibatch, which returns metrics to be added up.
     `reference` maps a batch to the reference's log-probs (S,), or is None. π_old is this forward pass's own policy
     before the first optimizer step, computed ahead only where a later step needs it. Processes share the batches.
+    Where memory runs out, that minibatch begins again with half the token budget, which is among the metrics.
     """
     model.train()
     parts, share = config.num_minibatches, slice(PartialState().process_index, None, PartialState().num_processes)
-    passes = [make_batches(trees[i::parts], advantages[i::parts], config, model.device)[share] for i in range(parts)]
-    if parts * config.num_iterations > 1:
-        with torch.no_grad():
-            for batch in (batch for batches in passes for batch in batches):
-                batch.old_logprobs = token_logprobs(model, batch, config.temperature)
+    ahead, alone = parts * config.num_iterations > 1, PartialState().num_processes == 1
+    # Several processes share the batches, and would all have to make smaller ones.
+    budget = Halving(config.token_budget, 128 if alone else config.token_budget, "--token_budget is")
+    cut = lambda part: make_batches(*part, replace(config, token_budget=budget.size), model.device)[share]
+    passes = [(trees[i::parts], advantages[i::parts]) for i in range(parts)]
+    for part in passes if ahead else []:
+        budget.fit(lambda: note_old_logprobs(model, cut(part), config))
     totals = Counter(train_tokens=0, trained=0, loss=0.0, clip_fraction=0.0, kl_sampler=0.0)  # tokens: all; sampled
-    for batches in passes * config.num_iterations:
-        for batch in batches:
-            logprobs = token_logprobs(model, batch, config.temperature)
-            old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-            loss, sums = policy_loss(logprobs, old, batch, config, reference and reference(batch).detach())
-            optimizer.backward(loss)
-            totals.update(sums, train_tokens=len(batch.ids), trained=len(batch.targets), loss=float(loss.detach()))
+    for part in passes * config.num_iterations:
+        totals.update(budget.fit(lambda: add_gradient(model, optimizer, cut(part), config, reference, ahead)))
         totals.update(optimizer.step())
     model.eval()
     for key in {"clip_fraction", "kl_sampler", "kl_reference"} & set(totals):
         totals[key] /= max(1.0, totals["trained"])
     totals["grad_norm"] /= parts * config.num_iterations
-    return dict(totals)
+    return dict(totals) | {"token_budget": budget.size}  # that has fitted
+
+
+@torch.no_grad()
+def note_old_logprobs(model, batches: list[Batch], config: UpdateConfig) -> None:
+    """Writes log π_old into the nodes, which outlive a batch that is packed anew."""
+    for batch in batches:
+        parts = token_logprobs(model, batch, config.temperature).split([len(node.ids) for node in batch.nodes])
+        for node, part in zip(batch.nodes, parts):
+            node.old_logprobs = part.tolist()
+
+
+def add_gradient(model, optimizer, batches: list[Batch], config: UpdateConfig, reference, ahead: bool) -> Counter:
+    """The gradient of a minibatch, in place of what is left of an attempt before; returns sums over its tokens."""
+    sums: Counter = Counter()
+    model.zero_grad()
+    for batch in batches:
+        logprobs = token_logprobs(model, batch, config.temperature)
+        noted = sum((node.old_logprobs for node in batch.nodes), [])
+        old = torch.tensor(noted, device=logprobs.device) if ahead else logprobs.detach()
+        loss, own = policy_loss(logprobs, old, batch, config, reference and reference(batch).detach())
+        optimizer.backward(loss)
+        sums.update(own, train_tokens=len(batch.ids), trained=len(batch.targets), loss=float(loss.detach()))
+    return sums
 
 
 def make_batches(trees: list[Tree], advantages: Tensor, config: UpdateConfig, device="cpu") -> list[Batch]:
@@ -145,13 +174,14 @@ class Segment(NamedTuple):  # of a packed sequence: a prompt, or a node's sample
 
 def pack(pieces: list[Piece], device="cpu") -> Batch:
     """One sequence of all unique tokens; different trees do not see each other."""
-    segments: list[Segment] = []
+    segments, nodes = [], []
     for tree, W, A in pieces:
         assert W.shape == A.shape == (len(tree.nodes), len(tree.leaves())), f"W {W.shape} and A {A.shape}"
         place = {PROMPT: len(segments)}
         segments.append(Segment(len(segments), tree.prompt, [], W[0], A[0]))
         for n, node in ((n, tree.nodes[n]) for n in kept(W)):
             place[n] = len(segments)
+            nodes.append(node)
             segments.append(Segment(place[node.parent], node.ids + node.observation, node.logprobs, W[n], A[n]))
     parents, *columns = zip(*segments)
     lengths, owns = (torch.tensor(list(map(len, column))) for column in columns[:2])
@@ -164,20 +194,19 @@ def pack(pieces: list[Piece], device="cpu") -> Batch:
     index, parent = torch.arange(len(owner)), torch.tensor(parents)[owner]
     within = index - starts[owner]
     positions, sampled = depths[owner] + within, within < owns[owner]
-    mask = sees[owner][:, owner] & (positions[:, None] >= positions)
     before = torch.where(within == 0, (starts + lengths - 1)[parent], index - 1)
     ids, logprobs = (torch.tensor(sum(column, [])) for column in columns[:2])
     W, A = (torch.stack(column)[owner[sampled]] for column in columns[2:])
     tree = (torch.tensor(parents) == torch.arange(len(parents))).cumsum(0)[owner[sampled]] - 1  # prompts so far
-    fields = ids, positions, mask, before[sampled], ids[sampled], W, A, logprobs, tree
-    return Batch(*(tensor.to(device) for tensor in fields))
+    fields = ids, positions, owner, sees, before[sampled], ids[sampled], W, A, logprobs, tree
+    return Batch(*(tensor.to(device) for tensor in fields), nodes)
 
 
 def token_logprobs(model, batch: Batch, temperature: float = 1.0) -> Tensor:
     """log π(token | its path) of the sampled tokens (S,)."""
     inputs = dict(input_ids=batch.ids[None], attention_mask=batch.mask[None, None], position_ids=batch.positions[None])
     hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[0]
-    return models.logprobs_of(model, hidden[batch.predict_from], batch.targets, temperature)
+    return logprobs_of(model, hidden[batch.predict_from], batch.targets, temperature)
 
 
 def policy_loss(logprobs: Tensor, old: Tensor, batch: Batch, config: UpdateConfig, reference: Tensor | None = None):
@@ -213,7 +242,7 @@ class Policy:
     tokenizer: object
     adapter: torch.nn.Module | None = None  # the peft wrapper around `model`
     reference: torch.nn.Module | None = None  # a frozen copy, where all weights are trained
-    max_rows: int = 512  # sampled at once, in whole trees; fewer where memory runs out
+    max_rows: int = 512  # sampled at once; fewer where memory runs out
 
     @classmethod
     def load(cls, name: str, lora_r: int | None = 0, load_in_4bit=False, device="cpu", dtype=torch.float32) -> "Policy":
@@ -221,13 +250,13 @@ class Policy:
         return cls(*models.load_model(name, lora_r, load_in_4bit, device, dtype))
 
     @classmethod
-    def open(cls, config: models.ModelConfig, tokens: int, leaves: int, lora_r: int | None = None) -> "Policy":
-        """The model that the settings name, for trees of `leaves` leaves of at most `tokens`. Raises ValueError."""
+    def open(cls, config: models.ModelConfig, lora_r: int | None = None) -> "Policy":
+        """The model that a command's settings name, where its memory plan lets it be loaded. Raises ValueError."""
         name = models.resolve_model(config.model)
         if name != config.model and config.model not in models.BUILT_IN:
             print(f"{config.model} means {name}")
         try:
-            plan = models.plan_memory(config, tokens, leaves, lora_r)
+            plan = plan_memory(config, lora_r)
             policy = cls.load(name, lora_r, plan.load_in_4bit, plan.device, plan.dtype)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise models.cannot_load(name, error) from None
@@ -242,14 +271,18 @@ class Policy:
         """`grow_trees`, as many at a time as there is room for, and fewer where memory runs out: the same trees."""
         models.refuse_short_sight(self.model, max(map(len, prompts), default=0), config)
         trees: list[Tree] = []
+        wanted = min(self.max_rows, config.num_generations * len(prompts))
+        rows = Halving(wanted, 1, "rows sampled at once:")
+
+        def some() -> list[Tree]:
+            places = slice(len(trees), len(trees) + max(1, rows.size // config.num_generations))
+            self.sampler.max_rows = rows.size
+            return grow_trees(prompts[places], keys[places], self.sampler, tools, config)
+
         while len(trees) < len(prompts):
-            rest = prompts[len(trees) :], keys[len(trees) :]
-            wanted = min(max(1, self.max_rows // config.num_generations), len(rest[0]))
-            some = lambda count: grow_trees(rest[0][:count], rest[1][:count], self.sampler, tools, config)
-            grown, fitted = models.halve_until_it_fits(some, wanted, 1, "trees grown at once:")
-            if fitted < wanted:
-                self.max_rows = fitted * config.num_generations
-            trees += grown
+            trees += rows.fit(some)
+        self.max_rows = rows.size if rows.size < wanted else self.max_rows
+        self.sampler.forget([])  # the update has no use for the cache
         return trees
 
     @contextmanager

@@ -25,6 +25,7 @@ from data import Question, models
 from data.benchmarks import world_in
 from data.format import ToolCall, TrajectoryConfig, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
+from data.memory import MemoryPlan, plan_memory
 from data.results import Score
 from data.settings import Natural, NonNegative, Positive, first_look, given, one_line_errors, parse
 from data.statistics import bootstrap, pass_at_k, wilson
@@ -40,10 +41,10 @@ class JudgeConfig(models.ModelConfig, ToolConfig, RolloutConfig):
 
     reward_bonus: NonNegative = 0.1  # r_M, for a right answer that used search and Python
 
-    def memory(self, lora_r: int | None) -> models.MemoryPlan | None:
-        """The plan for the trees of these settings, where the model's configuration can be had."""
+    def memory(self, lora_r: int | None) -> MemoryPlan | None:
+        """The plan for these settings, where the model's configuration can be had. Raises `TooLarge`."""
         with suppress(OSError, ValueError):
-            return models.plan_memory(self, self.max_completion_length, self.num_generations, lora_r)
+            return plan_memory(self, lora_r)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ OF_A_TABLE = {"split", "count", "samples"}
 
 def open_policy(config: JudgeConfig, lora_r: int | None = None) -> Policy:
     """The model that the settings name; for `lora_r` see `data/models.py:load_model`."""
-    return Policy.open(config, config.max_completion_length, config.num_generations, lora_r)
+    return Policy.open(config, lora_r)
 
 
 # ---------------------------------------------------------------------------------- scores

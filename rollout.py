@@ -21,16 +21,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from os.path import commonprefix
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
+from data.cache import RowCache
 from data.format import ToolCall, ToolResult, TrajectoryConfig, closing_tags, encode_result, may_close
+from data.logits import draw_tokens
 from data.settings import Natural, Positive, Share
 from tools import begin_call
 
@@ -92,6 +93,7 @@ class Node(Sample):
     result: ToolResult | None = None
     observation: list[int] = field(default_factory=list)  # the result as the policy reads it
     decision: Decision | None = None
+    old_logprobs: list[float] = field(default_factory=list)  # log π_old, where the update has computed it ahead
 
 
 @dataclass
@@ -335,23 +337,43 @@ class Sampler:
         pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), self.vocab_size))))
         self.may_stop = self.end_ids | {t for t, piece in enumerate(pieces) if may_close(piece or "")}
         self.counts: Counter = Counter()
+        self.max_rows: float = math.inf  # sampled at once
 
     def prefill(self, prompts: list[list[int]]) -> None:
         """Feeds each prompt once; prompt q is then row q."""
-        self.cache, self.ids = DynamicCache(), prompts
-        nothing = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.model.device)
-        self.mask = self._forward(prompts, nothing, self.cache)  # True at each row's real columns of the cache (B, C)
+        self.forget(prompts)
+        self.counts["holes"] += self.cache.feed(self.model, prompts, self.pad)
         self.counts["prefilled"] += sum(map(len, prompts))
 
+    def forget(self, ids: list[list[int]]) -> None:
+        """Drops the cache of rows with these ids."""
+        self.cache, self.ids = RowCache(len(ids), self.model.device), ids
+
     def __call__(self, rows: list[Row], temperature: float, on_stop: Callable[[Row, Sample], None]) -> list[Sample]:
-        """Samples a turn of each row; `on_stop(row, turn)` is called as a row stops."""
+        """Samples a turn of each row; `on_stop(row, turn)` is called as a row stops.
+
+        Where there is no room for all rows, some go first, and nothing stays cached.
+        """
+        if len(rows) <= self.max_rows:
+            return self._sample(rows, temperature, on_stop)
+        turns, ids, going = {row: Sample() for row in rows}, self.ids, [row for row in rows if row.stop_at]
+        for first in range(0, len(going), self.max_rows):
+            self.forget(ids)
+            part = going[first : first + self.max_rows]
+            turns |= zip(part, self._sample(part, temperature, on_stop))
+        self.forget([row.ids + turn.ids for row, turn in turns.items()])
+        return list(turns.values())
+
+    def _sample(self, rows: list[Row], temperature: float, on_stop: Callable[[Row, Sample], None]) -> list[Sample]:
         draw = Draw(self, rows, temperature, on_stop)
         with self.lock:
-            self._feed(self._gather(rows))
+            lacking = [ids[:-1] for ids in self._gather(rows)]  # from the last token `generate` goes on
+            self.counts["holes"] += self.cache.feed(self.model, lacking, self.pad)
             steps = self._generate(rows, draw)
         lengths = [len(sample.ids) for sample in draw.samples]
-        fed = torch.arange(steps - 1, device=self.mask.device)  # the token sampled last is not fed yet
-        self.mask = torch.cat([self.mask, fed < torch.tensor(lengths, device=fed.device)[:, None]], dim=1)
+        fed = torch.arange(steps - 1, device=self.model.device)  # the token sampled last is not fed yet
+        real = fed < torch.tensor(lengths, device=fed.device)[:, None]
+        self.cache.mask = torch.cat([self.cache.mask, real], dim=1)
         self.ids = [row.ids + sample.ids for row, sample in zip(rows, draw.samples)]
         self.counts.update(decoded=sum(lengths), holes=steps * len(rows) - sum(lengths))
         return draw.samples
@@ -364,66 +386,25 @@ class Sampler:
         is returned. A fork from source 0 has ids "p q": "p" is kept, and "q" returned, since there must be a token to
         sample from. The new cache is right-aligned: "p q a" and ". . p", where a dot is a hole.
         """
-        cached, kept = self.mask.sum(-1).tolist(), []
+        cached, kept = self.cache.mask.sum(-1).tolist(), []
         for row in rows:
             shared = len(commonprefix([self.ids[row.source], row.ids]))
             known = min(shared, cached[row.source])  # of the rest, a token sampled last is shared but not yet fed
             kept.append(min(known, len(row.ids) - 1))
-            self.counts["refed"] += known - kept[-1]
+            self.counts["refed"] += (known or shared) - kept[-1]  # all that was known, where the cache was dropped
             self.counts["prefilled"] += len(row.ids) - shared
-        sources = torch.tensor([row.source for row in rows], device=self.mask.device)
-        columns = self.mask.int().argsort(dim=-1, descending=True, stable=True)[sources]  # real ones first, in order
-        place = torch.arange(-max(kept), 0, device=columns.device) + torch.tensor(kept, device=columns.device)[:, None]
-        index = columns.gather(1, place.clamp(min=0))  # (B, C), right-aligned
-        for layer in self.cache.layers:
-            layer.keys = layer.keys[sources[:, None], :, index].transpose(1, 2)
-            layer.values = layer.values[sources[:, None], :, index].transpose(1, 2)
-        self.mask = place >= 0
+        self.cache.gather([row.source for row in rows], kept)
         return [row.ids[n:] for row, n in zip(rows, kept)]
-
-    def _feed(self, pending: list[list[int]]) -> None:
-        """Feeds what each row lacks but for its last token, from which `generate` goes on.
-
-        After the example above the first row lacks "b R", the fork nothing: the cache becomes "p q a b R" and
-        ". . p . .". Rows that lack about as much go together, so that few are padded to a long result.
-        """
-        lengths, cached = [len(ids) - 1 for ids in pending], self.mask.shape[1]
-        self.mask = pad(self.mask, (0, max(lengths)))
-        for layer in self.cache.layers:
-            layer.keys, layer.values = (pad(block, (0, 0, 0, max(lengths))) for block in (layer.keys, layer.values))
-        lacking = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: lengths[i])
-        for group in (list(group) for _, group in groupby(lacking, key=lambda i: lengths[i].bit_length())):
-            cache, width = DynamicCache(), lengths[group[-1]]
-            for n, layer in enumerate(self.cache.layers):
-                cache.update(layer.keys[group, :, :cached], layer.values[group, :, :cached], n)
-            mask = self._forward([pending[i][:-1] for i in group], self.mask[group, :cached], cache)
-            self.mask[group, -width:] = mask[:, -width:]
-            for layer, fed in zip(self.cache.layers, cache.layers):
-                layer.keys[group, :, -width:] = fed.keys[:, :, -width:]
-                layer.values[group, :, -width:] = fed.values[:, :, -width:]
-
-    @torch.no_grad()
-    def _forward(self, rows: list[list[int]], mask: Tensor, cache: DynamicCache) -> Tensor:
-        """Appends rows of ids, right-aligned, to a cache with its mask (B, C); returns the mask of both."""
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=mask.device)
-        real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=mask.device)
-        mask = torch.cat([mask, real], dim=1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-        inputs = dict(input_ids=ids, attention_mask=mask.long(), position_ids=positions)
-        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self.counts["holes"] += int((~real).sum())
-        return mask
 
     def _generate(self, rows: list[Row], draw: "Draw") -> int:
         """Decodes from each row's last token until all rows have stopped; returns the steps that took."""
-        self.mask = pad(self.mask, (0, 1), value=True)
-        tape = torch.full(self.mask.shape, self.pad, device=self.mask.device)  # `generate` feeds what is not cached:
+        self.cache.mask = mask = pad(self.cache.mask, (0, 1), value=True)
+        tape = torch.full(mask.shape, self.pad, device=mask.device)  # `generate` feeds what is not cached:
         tape[:, -1] = torch.tensor([row.ids[-1] for row in rows])  # the last column
         limit = max(row.stop_at - len(row.ids) for row in rows)
         settings = GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=self.pad)
         stop = lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], all(draw.done), dtype=torch.bool)
-        inputs = dict(input_ids=tape, attention_mask=self.mask.long(), past_key_values=self.cache)
+        inputs = dict(input_ids=tape, attention_mask=mask.long(), past_key_values=self.cache)
         more = dict(logits_processor=[draw], stopping_criteria=[stop], generation_config=settings)
         length = self.model.generate(**inputs, **more).shape[1]
         if self.cache.get_seq_length() != length - 1:  # a cache that ended elsewhere was fed twice, silently
@@ -444,21 +425,13 @@ class Draw(LogitsProcessor):
         self.samples, self.done = [Sample() for _ in rows], [not row.stop_at for row in rows]
 
     def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        logp = logits.float().log_softmax(-1)
-        entropies = -(logp.exp() * logp).nan_to_num().sum(-1)  # (B,)
-        if self.temperature == 0:
-            tokens = logp.argmax(-1, keepdim=True)
-        else:
-            logp = logp if self.temperature == 1 else (logits.float() / self.temperature).log_softmax(-1)
-            cdf, places = logp.double().exp().cumsum(-1), zip(self.rows, self.samples)
-            u = [[uniform(row.key, len(row.ids) + len(sample.ids))] for row, sample in places]
-            u = torch.tensor(u, dtype=torch.double, device=cdf.device)
-            tokens = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=logp.shape[-1] - 1)  # (B, 1)
-        drawn = torch.cat([tokens.double(), logp.gather(-1, tokens).double(), entropies.double()[:, None]], dim=1)
+        places = zip(self.rows, self.samples)
+        u = [uniform(row.key, len(row.ids) + len(sample.ids)) for row, sample in places]
+        drawn = draw_tokens(logits, torch.tensor(u, dtype=torch.double, device=logits.device), self.temperature)
         for i, (token, logprob, entropy) in enumerate(drawn.tolist()):
             if not self.done[i]:
                 self._note(i, int(token), logprob, entropy)
-        return torch.full_like(logits, -torch.inf).scatter(-1, tokens, 0.0)
+        return logits.fill_(-torch.inf).scatter_(-1, drawn[:, :1].long(), 0.0)
 
     def _note(self, i: int, token: int, logprob: float, entropy: float) -> None:
         row, sample = self.rows[i], self.samples[i]

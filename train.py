@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from torch import Tensor
 from tqdm import tqdm
 from transformers import Qwen2ForCausalLM
 
@@ -36,6 +35,7 @@ from data.benchmarks import world_in
 from data.demonstrations import DemonstrationConfig, Example
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
+from data.logits import logprobs_of
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
 from data.processes import dealt_back, everyones, merged, my_share, summed
 from data.settings import Natural, Positive, first_look, known, one_line_errors, parse
@@ -55,7 +55,6 @@ from eval import (
     rollout_metrics,
     score_leaves,
 )
-from rollout import Tree
 from sandbox import PythonSandbox
 from tools import Lent, Task, Toolbox, ToolsFail, load_task, make_sandbox, tools_of_world
 
@@ -330,7 +329,7 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop
         ids, labels = (tensor.to(model.device) for tensor in block)  # padded on the right, where no real token looks
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
-        loss = -models.logprobs_of(model, hidden[targets != -100], targets[targets != -100]).sum() / usual
+        loss = -logprobs_of(model, hidden[targets != -100], targets[targets != -100]).sum() / usual
         optimizer.backward(loss)
         optimizer.set_rate(learning_rate(step, steps, config.sft_learning_rate, steps // 20))
         optimizer.step()
@@ -401,7 +400,9 @@ def take_step(
     advantages = ADVANTAGES[config.advantage](rewards, lengths)
     rate = learning_rate(step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
     optimizer.set_rate(rate)
-    updated, config = update_in_memory(policy, optimizer, [scored.tree for scored in kept], advantages, config)
+    reference = lambda batch: policy.reference_logprobs(batch, config.temperature)
+    updated = update(policy.model, optimizer, [scored.tree for scored in kept], advantages, config, reference)
+    config = replace(config, token_budget=updated["token_budget"])
     ended = time.perf_counter()
     counts, updated = summed(policy.sampler.counts), merged(updated)
     row = {
@@ -470,24 +471,6 @@ def grow_and_score(questions: list[Question], keys: list[str], policy, tools, co
             rewards = [reward + overlong_penalty(score.tokens, *limits) for reward, score in zip(rewards, scores)]
         grown.append(Scored(question, tree, scores, torch.tensor(rewards)))
     return grown
-
-
-def update_in_memory(
-    policy: Policy, optimizer: Optimizer, trees: list[Tree], advantages: Tensor, config: TrainConfig
-) -> tuple[dict[str, float], TrainConfig]:
-    """`update`, repeated with half the token budget where memory runs out; returns its metrics and the settings."""
-    reference = lambda batch: policy.reference_logprobs(batch, config.temperature)
-
-    def attempt(budget: int) -> dict[str, float]:
-        optimizer.wrapped.zero_grad(set_to_none=True)  # of an attempt before
-        smaller = replace(config, token_budget=budget)
-        return update(policy.model, optimizer, trees, advantages, smaller, reference)
-
-    # Other processes would wait for this one, and a minibatch that has stepped already must not step twice.
-    alone = PartialState().num_processes * config.num_minibatches * config.num_iterations == 1
-    least = 128 if alone else config.token_budget
-    metrics, budget = models.halve_until_it_fits(attempt, config.token_budget, least, "--token_budget is")
-    return metrics, replace(config, token_budget=budget)
 
 
 def dev_accuracy(policy: Policy, dev: Task, config: TrainConfig) -> float:

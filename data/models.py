@@ -1,39 +1,34 @@
-"""Where weights come from: names, folders, GGUF files, precision, 4-bit, and what memory there is for them.
+"""Where weights come from: names, folders, GGUF files, precision and 4-bit.
 
 A model is named by "tiny" or "trails" (built in), a folder, an adapter's folder, a .gguf file, or a hub id. Its size or
-its run decides the defaults of other settings. Left out: what is done with a model (`arpo.py:Policy`).
+its run decides the defaults of other settings. Left out: the memory that it needs (`memory.py`), and what is done with
+it (`arpo.py:Policy`).
 """
 
 import copy
 import difflib
-import gc
 import importlib.util
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TypeVar
 
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from torch.nn.functional import linear
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
 from data.benchmarks import world_in
 from data.format import TrajectoryConfig, check_prompt, encode_chat
 from data.runs import read_about
 from data.settings import Settings
-
-LOGITS_BYTES = 160e6  # of a chunk of logits in fp32: 263 rows of 151,936
 
 # The built-in models' weights, each for the world that it has learned; the README says how they were made.
 TINY, TRAILS = (Path(__file__).parent / name for name in ("tiny_model", "trails_model"))
@@ -61,7 +56,6 @@ SIZES = {
     },
 }  # fmt: skip
 CONFIGS = "adapter_config.json", "config.json"  # one of them makes a folder a model's
-PROMPT_TOKENS = 500  # that a prompt may take, in the memory plan
 # What a run hands on to whoever goes on from its model: how it reads and writes, not how it was trained.
 OF_THE_MODEL = (
     "max_completion_length", "max_turn_tokens", "max_result_tokens", "max_tool_calls", "top_k", "snippet_chars",
@@ -183,6 +177,7 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
     `lora_r` 0: all weights are to be trained, and the reference is a frozen copy. Above: LoRA of that rank on all
     linear layers, alpha = 2 r; the adapter is the peft wrapper around the model. None: nothing is to be trained.
     """
+    check_bits(lora_r, load_in_4bit)
     quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -207,6 +202,8 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
             raise ValueError(f"expected the adapter's weights of all its layers, found none of {told.missing_keys[0]}")
     else:
         adapter = get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules="all-linear"))
+    if model.dtype.itemsize == 2:
+        keep_inputs_as_they_come(adapter)
     return adapter.get_base_model().eval(), tokenizer, adapter, None
 
 
@@ -233,8 +230,6 @@ def read_weights(name: str, device: str, **how):
     if unread := sorted(told["unexpected_keys"]):
         print(f"{name}: {len(unread)} weights are not read ({unread[0]}, …)", file=sys.stderr)
     return model
-
-
 def read_tokenizer(name: str):
     """The tokenizer beside a model's weights, which can write a prompt. Raises ValueError or OSError."""
     tokenizer = AutoTokenizer.from_pretrained(name)
@@ -242,8 +237,6 @@ def read_tokenizer(name: str):
         raise ValueError("expected a tokenizer beside the weights, found none that knows a word")
     check_prompt(tokenizer)
     return tokenizer
-
-
 def check_whole(model: str) -> None:
     """Raises ValueError if a model that lies here could not be loaded, as far as its files' headers show."""
     name = resolve_model(model)
@@ -256,6 +249,36 @@ def check_whole(model: str) -> None:
             safe_open(Path(name) / "adapter_model.safetensors", "pt").keys()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise cannot_load(name, error) from None
+def keep_inputs_as_they_come(adapter) -> None:
+    """LoRA's fp32 weights need inputs in fp32; these are cast again in the backward pass instead of kept.
+    peft keeps the fp32 copy of every layer's input: of an update in 4 bits a sixteenth of the memory, and a quarter
+    without checkpointing. The gradient is the same.
+    from peft.tuners.lora import LoraLayer
+    for layer in adapter.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False
+            for part in layer.lora_A.values():
+                part.__class__ = WideningLinear
+class WideningLinear(torch.nn.Linear):
+    """A layer without bias whose weights are wider than its input."""
+    def forward(self, x: Tensor) -> Tensor:
+        return WideningProduct.apply(x, self.weight)
+class WideningProduct(torch.autograd.Function):
+    """x (…, in), cast to the type of the weights (out, in), times them."""
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return linear(x.to(weight.dtype), weight)
+    def backward(ctx, slope: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        of_weight = slope.flatten(0, -2).T @ x.flatten(0, -2).to(weight.dtype)
+        return (slope @ weight).to(x.dtype), of_weight
+
+
+def check_bits(lora_r: int | None, load_in_4bit: bool | None) -> None:
+    """Raises ValueError where weights in 4 bits would have to be trained: no gradient reaches them."""
+    if load_in_4bit and lora_r == 0:
+        raise ValueError("--load_in_4bit: expected an adapter to be trained (--lora_r above 0), found --lora_r 0")
 
 
 def refuse_layers(config) -> None:
@@ -302,30 +325,6 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def logits_of(model, hidden: Tensor) -> Tensor:
-    """The model's logits (…, V), fp32, from its last hidden states; some models scale or cap what their head gives."""
-    config, logits = model.config.get_text_config(), model.get_output_embeddings()(hidden).float()
-    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
-
-
-def logprobs_of(model, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """log π of the targets (S,), from the hidden states before them (S, width).
-
-    (S, V) logits are what a small card has no room for: they exist a chunk at a time, and are computed again in the
-    backward pass.
-    """
-
-    def logprobs(rows: Tensor, wanted: Tensor) -> Tensor:
-        logits = logits_of(model, rows)
-        return -cross_entropy(logits if temperature == 1 else logits / temperature, wanted, reduction="none")
-
-    rows = max(1, int(LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0])))
-    parts = zip(hidden.split(rows), targets.split(rows))
-    return torch.cat([checkpoint(logprobs, *part, use_reentrant=False) for part in parts])
-
-
 @torch.no_grad()
 def say(model, tokenizer, prompt: str, max_tokens: int) -> str:
     """What a model says to a prompt, greedily."""
@@ -363,70 +362,3 @@ def pick_dtype(device: str, lora_r: int | None = None) -> torch.dtype:
     if device == "cpu" or lora_r == 0:
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What there is, and what a model and its rollouts need, in bytes; activations come on top."""
-
-    device: str
-    dtype: torch.dtype
-    load_in_4bit: bool
-    has: int
-    weights: int
-    row: int  # a trajectory's cache at most
-    max_rows: int  # trajectories sampled at once
-
-    def __str__(self) -> str:
-        bits = "4-bit " if self.load_in_4bit else ""
-        return (
-            f"{self.has / 1e9:.1f} GB; {bits}weights {self.weights / 1e9:.1f} GB, a trajectory's cache at most "
-            f"{self.row / 1e6:,.0f} MB: room for {self.max_rows} at once"
-        )
-
-
-def plan_memory(config: ModelConfig, tokens: int, leaves: int, lora_r: int | None) -> MemoryPlan:
-    """For trees of `leaves` leaves of at most `tokens` after a prompt; settles 4-bit weights where that is left open.
-
-    Computed from the model's configuration, without loading it; OSError or ValueError if it cannot be had.
-    """
-    device = pick_device()
-    dtype = pick_dtype(device, lora_r)
-    shape = AutoConfig.from_pretrained(base_of(resolve_model(config.model))).get_text_config()
-    with torch.device("meta"):
-        weights = AutoModelForCausalLM.from_config(shape).num_parameters()
-    if device == "cuda":
-        has = torch.cuda.get_device_properties(0).total_memory
-    else:
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    four = config.load_in_4bit
-    if four is None:
-        four = device == "cuda" and weights * dtype.itemsize > has / 2
-    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)  # stay as they are
-    held = 0.53 * (weights - embeddings) + embeddings * dtype.itemsize if four else weights * dtype.itemsize
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    row = 2 * shape.num_hidden_layers * heads * head * dtype.itemsize * (tokens + PROMPT_TOKENS)
-    return MemoryPlan(device, dtype, four, has, int(held), row, min(512, max(leaves, int((has - held) / 2 / row))))
-
-
-Result = TypeVar("Result")
-
-
-def halve_until_it_fits(work: Callable[[int], Result], size: int, least: int, told: str) -> tuple[Result, int]:
-    """work(size), or with half the size, and so on, where memory runs out; returns the result and the last size.
-
-    Below `least` the error is raised. `told` says on stderr what is smaller now.
-    """
-    while True:
-        try:
-            return work(size), size
-        except torch.OutOfMemoryError:
-            if size // 2 < least:
-                raise
-        # outside the handler, which would hold on to the tensors of the failed attempt
-        size //= 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        print(f"out of memory: {told} {size} from now on", file=sys.stderr)

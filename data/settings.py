@@ -196,7 +196,7 @@ def one_line_errors(prog: str, *expected: type[Exception]) -> Iterator[None]:
     except ImportError as error:
         missing = f": pip install {error.name}" if error.name else ""
         complain(prog, f"{error}{missing}")
-    except (ValueError, OSError, *expected) as error:
+    except (ValueError, OSError, MemoryError, *expected) as error:
         complain(prog, error)
     except KeyboardInterrupt:
         complain(prog, "interrupted", 130)

@@ -15,7 +15,8 @@ TOWER = (
     "data.results data.tables data.plots data.compare data.paper data.presets "
     "data.relatives data.format data.world data.trails data.worlds "
     "data.grading data.benchmarks data.conversations data.corpus data.web data.tiny data.runs data.models "
-    "data.processes data.optimizer data.alarms data.demonstrations tools rollout advantage arpo eval train"
+    "data.cache data.logits data.memory data.processes data.optimizer data.alarms data.demonstrations tools rollout "
+    "advantage arpo eval train"
 ).split()
 FILES = {name: ROOT / f"{name.replace('.', '/')}.py" for name in TOWER} | {"data": ROOT / "data/__init__.py"}
 CORE = "rollout", "advantage", "arpo"

@@ -26,7 +26,7 @@ from data import runs
 from data.alarms import UNCHANGED
 from data.format import ToolCall
 from data.models import TINY, model_defaults, pick_dtype
-from data.optimizer import Optimizer, learning_rate
+from data.optimizer import learning_rate
 from eval import pass_at_k, wilson
 from sandbox import PythonSandbox
 
@@ -271,41 +271,6 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_ends_a_run_in_the_end(run,
     assert [row["skipped"] for row in rows[1:]] == [1, 1, 1]
 
 
-def test_out_of_memory_halves_the_token_budget(monkeypatch, capsys):
-    budgets = []
-
-    def update(model, optimizer, trees, advantages, config, reference):
-        budgets.append(config.token_budget)
-        if config.token_budget > 2000:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return {}
-
-    monkeypatch.setattr(train, "update", update)
-    policy = Policy.load(str(TINY))
-    optimizer = Optimizer(policy.model, torch.optim.SGD(policy.model.parameters()), 1.0)
-    config = train.read_flags(["--token_budget", "8192"])
-    _, config = train.update_in_memory(policy, optimizer, [], None, config)
-    assert budgets == [8192, 4096, 2048, 1024] and config.token_budget == 1024
-    assert "--token_budget is 1024 from now on" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flags", ["--num_minibatches 2", "--num_iterations 2"])
-def test_out_of_memory_after_an_optimizer_step_repeats_nothing(monkeypatch, flags):
-    """Guards: a second minibatch that does not fit, and a first one that is trained on twice."""
-    asked = []
-
-    def update(model, optimizer, trees, advantages, config, reference):
-        asked.append(config.token_budget)
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(train, "update", update)
-    policy = Policy.load(str(TINY))
-    optimizer = Optimizer(policy.model, torch.optim.SGD(policy.model.parameters()), 1.0)
-    with pytest.raises(torch.OutOfMemoryError):
-        train.update_in_memory(policy, optimizer, [], None, train.read_flags(flags.split()))
-    assert len(asked) == 1
-
-
 SOURCES = ("train.py", "eval.py", "arpo.py", "data/optimizer.py")
 
 
@@ -410,9 +375,10 @@ def test_every_method_runs_a_step(run, tmp_path, algo):
 def test_lora_and_reload(tmp_path):
     """The adapter's own base is the reference, and a saved adapter brings its base along."""
     policy = Policy.load(str(TINY), lora_r=4)
-    causal, ones = torch.ones(4, 4).tril().bool(), torch.ones(3, 1)
+    segment, sees, ones = torch.zeros(4, dtype=int), torch.ones(1, 1, dtype=bool), torch.ones(3, 1)
     ids, positions, before, targets = map(torch.tensor, ([5, 40, 41, 42], [0, 1, 2, 3], [0, 1, 2], [40, 41, 42]))
-    batch = Batch(ids, positions, causal, before, targets, ones, ones, torch.zeros(3), torch.zeros(3, dtype=int))
+    own = ones, ones, torch.zeros(3), torch.zeros(3, dtype=int), []
+    batch = Batch(ids, positions, segment, sees, before, targets, *own)
     before = token_logprobs(policy.model, batch).detach()
     for name, parameter in policy.model.named_parameters():
         assert parameter.requires_grad == ("lora" in name)

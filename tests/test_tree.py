@@ -320,20 +320,21 @@ def test_trees_do_not_depend_on_batch_or_order(tokenizer, model, capsys):
     expected = trees()
     assert len({len(tree) for tree in expected.values()}) > 1
     assert trees(order=[2, 0, 3, 1]) == expected
-    assert trees(max_rows=8) == expected
     assert trees(max_rows=16) == expected
     assert trees(order=[3])[3] == expected[3]
+    assert trees(max_rows=3) == expected  # not even a tree at once
 
-    class Small(Sampler):  # memory for 8 rows, as many as a tree may need
-        def __call__(self, rows, *rest):
-            if len(rows) > 8:
+    class Small(Sampler):  # memory for 2 rows, fewer than a tree needs
+        def _sample(self, rows, *rest):
+            if len(rows) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().__call__(rows, *rest)
+            return super()._sample(rows, *rest)
 
     assert trees(sampler=Small) == expected
     told = capsys.readouterr().err
-    assert told == "".join(f"out of memory: trees grown at once: {n} from now on\n" for n in (2, 1))
-    assert policies[-1].max_rows == 8  # it does not run out of memory in every step anew
+    assert told == "".join(f"out of memory: rows sampled at once: {n} from now on\n" for n in (16, 8, 4, 2))
+    assert policies[-1].max_rows == 2  # it does not run out of memory in every step anew
+    assert not policies[-1].sampler.cache.layers  # which would lie beside the update
     with pytest.raises(torch.OutOfMemoryError):
         trees(sampler=NoMemory)
 

@@ -11,7 +11,7 @@ from conftest import grow, random_model
 import train
 from advantage import ADVANTAGES, attribute, loss_weights
 from arpo import UpdateConfig, k3, make_batches, pack, policy_loss, split, token_logprobs, tokens, update
-from data import models
+from data import logits
 from data.optimizer import Optimizer
 from data.relatives import SURROGATES
 from rollout import Sampler
@@ -333,12 +333,12 @@ def test_logits_exist_a_chunk_at_a_time(grown, monkeypatch):
     """Guards: (S, V) logits that grow with the batch, in either pass; and chunks that change the numbers."""
     model, trees, advantages = grown
     (batch,) = make_batches(trees, advantages, UpdateConfig(token_budget=10**6))
-    rows, real = [], models.logits_of
-    monkeypatch.setattr(models, "logits_of", lambda model, hidden: rows.append(len(hidden)) or real(model, hidden))
+    rows, real = [], logits.logits_of
+    monkeypatch.setattr(logits, "logits_of", lambda model, hidden: rows.append(len(hidden)) or real(model, hidden))
     found = {}
     for size in (1e9, 5 * 4 * model.get_output_embeddings().weight.shape[0]):
         rows.clear()
-        monkeypatch.setattr(models, "LOGITS_BYTES", size)
+        monkeypatch.setattr(logits, "LOGITS_BYTES", size)
         logprobs = token_logprobs(model, batch)
         (slope,) = torch.autograd.grad(logprobs.sum(), [model.get_output_embeddings().weight])
         found[size] = logprobs.detach(), slope, max(rows), sum(rows)

@@ -43,7 +43,8 @@ class NoCache(Sampler):
 
     def _gather(self, rows):
         """A row that forgets gets an empty row of the cache for its source."""
-        self.mask = torch.cat([self.mask, torch.zeros_like(self.mask[:1])])
+        mask = self.cache.mask
+        self.cache.mask = torch.cat([mask, torch.zeros_like(mask[:1])])
         for layer in self.cache.layers:
             layer.keys, layer.values = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (layer.keys, layer.values))
         self.ids = [*self.ids, []]
