@@ -241,6 +241,7 @@ class Policy:
     def grow(self, prompts: list[list[int]], keys: list[str], tools: Toolbox, config: RolloutConfig) -> list[Tree]:
         """`grow_trees`, as many at a time as there is room for, and fewer where memory runs out: the same trees."""
         models.refuse_short_sight(self.model, max(map(len, prompts), default=0), config)
+        self.sampler.top_p = config.top_p
         trees: list[Tree] = []
         while len(trees) < len(prompts):
             rest = prompts[len(trees) :], keys[len(trees) :]

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, TopPLogitsWarper
 
 from data.format import ToolCall, ToolResult, TrajectoryConfig, closing_tags, encode_result, may_close
 from data.settings import Natural, Positive, Share
@@ -323,6 +323,7 @@ class Sampler:
     """
 
     lock = threading.Lock()  # of all samplers, held while rows are sampled; in between, a tool may use the model
+    top_p = 1.0  # in evaluation: of the likeliest tokens that have this share
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -449,7 +450,9 @@ class Draw(LogitsProcessor):
         if self.temperature == 0:
             tokens = logp.argmax(-1, keepdim=True)
         else:
-            logp = logp if self.temperature == 1 else (logits.float() / self.temperature).log_softmax(-1)
+            if self.temperature != 1 or self.sampler.top_p < 1:
+                cut = TopPLogitsWarper(self.sampler.top_p) if self.sampler.top_p < 1 else lambda _, scaled: scaled
+                logp = cut(None, logits.float() / self.temperature).log_softmax(-1)
             cdf, places = logp.double().exp().cumsum(-1), zip(self.rows, self.samples)
             u = [[uniform(row.key, len(row.ids) + len(sample.ids))] for row, sample in places]
             u = torch.tensor(u, dtype=torch.double, device=cdf.device)

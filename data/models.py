@@ -93,6 +93,20 @@ def size_of(model: str) -> str:
     return about.get("size", "tiny" if about["settings"]["model"] == "tiny" else "real") if about else "real"
 
 
+def origin_of(model: str) -> tuple[str, str]:
+    """The model that a run began with, and what trained it; any other model is its own, and is called a policy."""
+    about = None if built_in(model) else read_about(model)
+    if not about or about["settings"]["model"] == model:
+        return model, "policy"
+    settings = about["settings"]
+    return origin_of(settings["model"])[0], "sft" if settings.get("stage") == "sft" else settings["algo"]
+
+
+def when_written(model: str) -> float:
+    """When the newest weights of a model's folder were written, in seconds; 0 for a model of the hub."""
+    return max((file.stat().st_mtime for file in Path(resolve_model(model)).glob("*.safetensors")), default=0.0)
+
+
 def model_defaults(model: str) -> dict:
     """Settings that follow the model: those of its size, and of a run what belongs to its model."""
     defaults = dict(SIZES[size_of(model)])
