@@ -270,6 +270,7 @@ class Policy:
     def grow(self, prompts: list[list[int]], keys: list[str], tools: Toolbox, config: RolloutConfig) -> list[Tree]:
         """`grow_trees`, as many at a time as there is room for, and fewer where memory runs out: the same trees."""
         models.refuse_short_sight(self.model, max(map(len, prompts), default=0), config)
+        self.sampler.top_p = config.top_p
         trees: list[Tree] = []
         wanted = min(self.max_rows, config.num_generations * len(prompts))
         rows = Halving(wanted, 1, "rows sampled at once:")

@@ -1,19 +1,21 @@
 """Judging a policy: accuracy, pass@k, tool calls, tables and drawn trees.
 
     python eval.py --model RUN                                 accuracy and pass@k on held-out questions
+    python eval.py --compare RUN RUN ...                       runs and evaluations side by side
     python eval.py --model RUN --ask "a question"              one answer, with its steps
     python eval.py --model RUN --ask --num_generations 8       one tree, drawn, for one of the world's questions
 
 An answer is judged by the same code that rewards it in training, on trajectories sampled by the same code. Accuracy
-never contains the multi-tool bonus. Left out: judging by another language model.
+never contains the multi-tool bonus. What an evaluation leaves in its folder is said in `data/results.py`.
 """
 
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +23,17 @@ import transformers
 
 from advantage import ADVANTAGES
 from arpo import Policy, pack, token_logprobs
-from data import Question, models
+from data import Question, models, runs
 from data.benchmarks import world_in
+from data.compare import compare
 from data.format import ToolCall, TrajectoryConfig, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
 from data.memory import MemoryPlan, plan_memory
-from data.results import Score
+from data.metrics import NOT_RUN, Scored
+from data.paper import DECODING
+from data.results import Kept, Result, Row, Score, answered, write_results
 from data.settings import Natural, NonNegative, Positive, first_look, given, one_line_errors, parse
-from data.statistics import bootstrap, pass_at_k, wilson
+from data.tables import comparison_table, gain, pass_table
 from data.web import OutOfBudget
 from data.worlds import find_question, strange_words, world_of
 from rollout import PROMPT, Node, RolloutConfig, Tree
@@ -53,7 +58,12 @@ class EvalConfig(JudgeConfig):
     num_initial: Natural = 0  # N of --ask; default half of M
     split: Literal["all", "train", "dev", "test"] = "all"  # all: the test split of a set, and the whole of a file
     count: Positive = 300  # questions at most
-    samples: Positive = 8  # trajectories for each question
+    samples: Positive = 5  # trajectories for each question
+    pass_k: tuple[int, ...] = ()  # the k of pass@k, at most --samples; default those of 1, 3 and 5
+    output_dir: str = ""  # for the results; default runs/eval-MODEL-DATA-DIGEST, the digest being of all settings
+    trajectories: bool = False  # keep the turns of every answer in answers.jsonl
+    compare: tuple[str, ...] = ()  # show the results.json of these folders side by side, and stop
+    table: Literal["", "paper"] = ""  # of --compare: as the paper's tables, with its numbers
     merge: str = ""  # write the adapter merged into its base model to this folder, and stop
     ask: str | None = None  # answer this one question, and stop; without text, one of the world's, by --seed
     answer: str = ""  # the accepted answer to --ask, where the question is not one of the world's
@@ -63,7 +73,7 @@ class EvalConfig(JudgeConfig):
 # Flags that say something only beside --ask, and only without it.
 OF_A_TREE = {field.name for field in fields(RolloutConfig)} - {field.name for field in fields(TrajectoryConfig)}
 OF_A_TREE |= {"answer", "width"}
-OF_A_TABLE = {"split", "count", "samples"}
+OF_A_TABLE = {"split", "count", "samples", "pass_k", "trajectories", "compare", "table"}
 
 
 def open_policy(config: JudgeConfig, lora_r: int | None = None) -> Policy:
@@ -74,73 +84,83 @@ def open_policy(config: JudgeConfig, lora_r: int | None = None) -> Policy:
 # ---------------------------------------------------------------------------------- scores
 
 
-NOT_RUN = "refused", "malformed"  # outcomes of calls that were not executed
-Scores = list[list[Score]]  # (questions, samples)
-
-
-@dataclass(eq=False)
-class Scored:
-    """A question's tree with its scores and rewards (M,)."""
-
-    question: Question
-    tree: Tree
-    scores: list[Score]
-    rewards: torch.Tensor
-
-    def teaches(self) -> bool:
-        return bool(self.rewards.max() > self.rewards.min())
-
-    def mixed(self) -> bool:
-        """Whether leaves differ in accuracy: what dynamic sampling asks, before any bonus or penalty."""
-        return len({score.accuracy for score in self.scores}) > 1
-
-
-def evaluate(policy: Policy, task: Task, config: RolloutConfig, samples: int, temperature: float, seed=0) -> Scores:
-    """`samples` independent trajectories for every question: scores (questions, samples)."""
-    flat = replace(config, num_generations=samples, num_initial=0, temperature=temperature)
+def evaluate(
+    policy: Policy, task: Task, config: RolloutConfig, samples: int, temperature: float, seed=0, with_turns=False
+) -> list[Result]:
+    """`samples` independent trajectories for every question."""
+    top_p = config.top_p if temperature else 1.0
+    flat = replace(config, num_generations=samples, num_initial=0, temperature=temperature, top_p=top_p)
     prompts = [encode_prompt(policy.tokenizer, q.question) for q in task.questions]
-    keys = [f"eval{seed}/{q.id}" for q in task.questions]
+    keys, started = [f"eval{seed}/{q.id}" for q in task.questions], time.perf_counter()
     trees = policy.grow(prompts, keys, task.tools, flat)
-    return [score_leaves(tree, q, policy.tokenizer) for tree, q in zip(trees, task.questions)]
+    seconds = (time.perf_counter() - started) / max(1, samples * len(trees))
+    results = []
+    for tree, question in zip(trees, task.questions):
+        scores = score_leaves(tree, question, policy.tokenizer, with_turns=with_turns)
+        results.append(Result.of(question, [replace(score, seconds=seconds) for score in scores]))
+    return results
 
 
-def judge(name: str, policy: Policy, task: Task, config: RolloutConfig, samples=1, seed=0) -> dict[str, Scores]:
+def judge(
+    name: str, policy: Policy, task: Task, config: JudgeConfig, samples=1, kept: Kept | None = None
+) -> dict[str, Row]:
     """Rows of a table: a policy's likeliest answers, and its sampled ones, of which there may be none."""
-    rows = {f"{name}, greedy": evaluate(policy, task, config, 1, 0.0, seed)}
-    if samples:
-        how = "sampled" if samples == 1 else f"mean of {samples}"
-        rows[f"{name}, {how}"] = evaluate(policy, task, config, samples, config.temperature or 1.0, seed)
+    ways = {f"{name}, greedy": (1, 0.0)}
+    if samples and config.temperature:
+        ways[f"{name}, sampled" if samples == 1 else f"{name}, mean of {samples}"] = (samples, config.temperature)
+    rows, backbone = {}, models.origin_of(config.model)[0]
+    for row, (count, temperature) in ways.items():
+        how = count, temperature, config.seed, bool(kept and kept.with_turns)
+        some = lambda questions: evaluate(policy, replace(task, questions=questions), config, *how)
+        # A tenth at a time, so that a kill costs no more; without a file to keep them in, all at once.
+        at_once = max(1, len(task.questions) // 10) if kept else len(task.questions)
+        results = answered(row, task.questions, some, kept, at_once)
+        rows[row] = Row(name, backbone, temperature, config.top_p if temperature else 1.0, config.seed, results)
     return rows
 
 
-def judge_expert(config: JudgeConfig, split: str, task: Task) -> dict[str, Scores]:
+def judge_expert(config: JudgeConfig, split: str, task: Task) -> dict[str, Row]:
     """A row of a table, where the world is the data: the flawless expert, its calls really run. It is the ceiling."""
     if config.data != world_in(config.data):
         return {}
-    world = world_of(config.data, split)
-    scores = []
+    world, results = world_of(config.data, split), []
     for question in task.questions:
         *actions, last = world.expert(question)
-        results = [(act.tool, task.tools.submit(ToolCall(act.tool, act.content)).result()) for act in actions]
-        ran = Counter(tool for tool, result in results if result.outcome == "ok")
-        right = accuracy(question, last.content)
-        scores.append([Score(last.content, right, hierarchical_reward(right, True, {*ran}), ran, 0, "end")])
-    return {"expert (ceiling)": scores}
+        called = [(act.tool, task.tools.submit(ToolCall(act.tool, act.content)).result()) for act in actions]
+        ran = dict(Counter(tool for tool, result in called if result.outcome not in NOT_RUN))
+        worked, right = {tool for tool, result in called if result.outcome == "ok"}, accuracy(question, last.content)
+        score = Score(last.content, right, hierarchical_reward(right, True, worked), ran, 0, "end")
+        results.append(Result.of(question, [score]))
+    return {"expert (ceiling)": Row("expert", "", 0.0, 1.0, config.seed, results)}
 
 
-def score_leaves(tree: Tree, question: Question, tokenizer, bonus: float = 0.1) -> list[Score]:
+def score_leaves(tree: Tree, question: Question, tokenizer, bonus: float = 0.1, with_turns=False) -> list[Score]:
     """One `Score` for each of the tree's M leaves."""
     scores = []
     for leaf in tree.leaves():
         nodes = [tree.nodes[n] for n in tree.path(leaf)]
         answer = read_answer(turn_texts(nodes, tokenizer)) if nodes[-1].stopped == "end" else None
-        ran = Counter(node.call.tool for node in nodes if node.result and node.result.outcome not in NOT_RUN)
+        called = Counter(node.call.tool for node in nodes if node.result and node.result.outcome not in NOT_RUN)
         right = accuracy(question, answer) if answer else 0.0
         worked = {node.call.tool for node in nodes if node.result and node.result.outcome == "ok"}
         reward = hierarchical_reward(right, answer is not None, worked, bonus)
         tokens = sum(len(node.ids) + len(node.observation) for node in nodes)
-        scores.append(Score(answer, right, reward, ran, tokens, nodes[-1].stopped))
+        turns = messages(question, nodes, tokenizer) if with_turns else []
+        scores.append(Score(answer, right, reward, dict(called), tokens, nodes[-1].stopped, turns=turns))
     return scores
+
+
+def messages(question: Question, nodes: list[Node], tokenizer) -> list[dict[str, str]]:
+    """A path as the messages of a conversation, as its reader would want them."""
+    told = [{"role": "user", "content": question.question}]
+    for node in nodes:
+        told.append({"role": "assistant", "content": tokenizer.decode(node.ids)})
+        if node.result:
+            tool, outcome = node.call.tool if node.call else "", node.result.outcome
+            told.append(
+                {"role": "tool", "name": tool, "outcome": outcome, "content": tokenizer.decode(node.observation)}
+            )
+    return told
 
 
 def turn_texts(nodes: list[Node], tokenizer) -> list[str]:
@@ -211,139 +231,26 @@ def packed_gap(policy: Policy, trees: list[Tree], config: RolloutConfig) -> floa
     return float((logprobs - batch.sampler_logprobs).abs().mean())
 
 
-# ---------------------------------------------------------------------------------- statistics and tables
+# ---------------------------------------------------------------------------------- tables
 
 
-def per_question(scores: Scores, name: str) -> np.ndarray:
-    return np.array([np.mean([getattr(score, name) for score in row]) for row in scores])
+def mean_accuracy(results: list[Result]) -> float:
+    return float(np.mean([result.mean("accuracy") for result in results]))
 
 
-def summary_row(scores: Scores) -> dict[str, float]:
-    """The numbers of one row of the table."""
-    right = per_question(scores, "accuracy")
-    flat = [score for row in scores for score in row]
-    low, high = wilson(right.sum(), len(right)) if len(scores[0]) == 1 else bootstrap(right)
-    plain = [score.accuracy if score.answer is not None else -1.0 for score in flat]
-    return {
-        "accuracy": float(right.mean()),
-        "low": float(low),
-        "high": float(high),
-        "reward": float(np.mean([score.reward for score in flat])),
-        "reward_without_bonus": float(np.mean(plain)),
-        "calls": float(np.mean([score.calls for score in flat])),
-        "malformed": float(np.mean([score.answer is None for score in flat])),
-    }
-
-
-def mean_accuracy(scores: Scores) -> float:
-    return float(per_question(scores, "accuracy").mean())
-
-
-def report(rows: dict[str, Scores], task: Task, config: JudgeConfig, split="test", best_step: int | None = None) -> str:
+def report(rows: dict[str, Row], algo: str = "", best_step: int | None = None) -> str:
     """The table of a command. After training, what the row of the best model, greedy, has over that of the start.
 
     A model that is the start itself is not reported as the method's.
     """
-    table = comparison_table(rows | judge_expert(config, split, task), task.questions)
+    table = comparison_table({name: [row] for name, row in rows.items()})
     if best_step is None:
         return table
     if best_step == 0:
         return f"{table}\n\nno step raised dev accuracy: the best model is the start (step 0), and there is no gain"
-    start, best = (per_question(rows[f"{name}, greedy"], "accuracy") for name in ("start", config.algo))
-    gains = 100 * (best - start)
-    low, high = bootstrap(gains)
-    gained = f"{gains.mean():+.1f} points, 95% interval [{low:+.1f}, {high:+.1f}]"
-    return f"{table}\n\ngain over the start, greedy, of the best step ({best_step}): {gained}"
-
-
-def rollout_metrics(kept: list[Scored], discarded: list[Scored], config: RolloutConfig) -> dict[str, float]:
-    """What a step's trees are like; counts include what was thrown away, means do not."""
-    trees, leaves = [scored.tree for scored in kept], [score for scored in kept for score in scored.scores]
-    first, after = (sum(lists, []) for lists in zip(*(head_entropies(tree, config.entropy_tokens) for tree in trees)))
-    decisions = [node.decision for tree in trees for node in tree.nodes if node.decision]
-    forks = sum(decision.new_paths for decision in decisions)
-    calls = Counter(node.result.outcome for s in kept + discarded for node in s.tree.nodes if node.result)
-    started = (config.num_initial or config.num_generations) * len(kept)
-    share = lambda flags: float(np.mean(list(flags)))
-    return {
-        "reward": float(torch.stack([scored.rewards for scored in kept]).mean()),  # of the leaves, bonus included
-        "accuracy": share(score.accuracy for score in leaves),  # of the leaves, no bonus
-        "calls_per_leaf": share(score.calls for score in leaves),  # tool calls on a leaf's path
-        # Calls really executed for a question's whole tree: one that leaves share counts once.
-        "calls_per_question": (calls.total() - calls["refused"] - calls["malformed"]) / len(kept),
-        "initial_entropy": share(first),  # H over the first k tokens of a trajectory, nats
-        "entropy_after_tools": share(after or [0.0]),  # H over the first k tokens after a tool result, nats
-        "decisions": len(decisions),  # results at which the branch rule was applied
-        "forks": forks,  # new paths that the rule started
-        "forks_differ": sum(map(forks_unlike_a_lots, trees)) / max(1, forks),  # from another prefix than by lot
-        "fork_wave": sum(d.wave * d.new_paths for d in decisions) / max(1, forks),  # mean wave of the forks, from 1
-        "mixed": share(scored.mixed() for scored in kept),  # questions whose leaves differ in accuracy
-        "top_ups": len(leaves) - forks - started,  # trajectories from the prompt because budget was left
-        "no_variance": share(not scored.teaches() for scored in kept),  # questions whose leaves are rewarded alike
-        "identical": 1 - sum(map(different_leaves, trees)) / len(leaves),  # leaves that repeat another of their tree
-        "malformed": share(score.answer is None for score in leaves),  # leaves with a wrong format, or truncated
-        "truncated": share(score.end != "end" for score in leaves),  # leaves that ran out of tokens or calls
-        "tool_errors": 1 - calls["ok"] / max(1, calls.total()),  # tool calls that did not end in ok
-        "discarded": len(discarded),  # trees thrown away by dynamic sampling; their tokens and calls are counted
-        # Prompt, result and sampled tokens summed over leaves: what a loop without sharing handles.
-        "leaf_tokens": sum(len(scored.tree.prompt) + score.tokens for scored in kept for score in scored.scores),
-    }
-
-
-def head_entropies(tree: Tree, k: int) -> tuple[list[float], list[float]]:
-    """H over the first k tokens of each turn from the prompt, and of each turn after a tool result."""
-    first, after = [], []
-    for node in tree.nodes:
-        if node.parent == PROMPT or tree.nodes[node.parent].observation:
-            (first if node.parent == PROMPT else after).append(float(np.mean(node.entropies[:k])))
-    return first, after
-
-
-def forks_unlike_a_lots(tree: Tree) -> int:
-    """Forks that stand behind other tokens than those which a lot would have started from the same entropies."""
-    forks: Counter = Counter()
-    for n, node in enumerate(tree.nodes):
-        if node.decision:
-            prefix = tuple(token for i in tree.path(n) for token in tree.nodes[i].ids + tree.nodes[i].observation)
-            forks[prefix] += node.decision.new_paths - node.decision.by_lot
-    return sum(count for count in forks.values() if count > 0)
-
-
-def different_leaves(tree: Tree) -> int:
-    """Leaves that differ in what the policy wrote on the way to them."""
-    return len({tuple(tuple(tree.nodes[n].ids) for n in tree.path(leaf)) for leaf in tree.leaves()})
-
-
-def comparison_table(rows: dict[str, Scores], questions: list[Question]) -> str:
-    """Policies as rows: accuracy with interval, rewards, calls; then accuracy (and calls) by family."""
-    lines = [f"{'':26s}  accuracy  95% interval    reward  without bonus  calls/question  malformed"]
-    for name, scores in rows.items():
-        r = summary_row(scores)
-        lines.append(
-            f"{name:26s}   {r['accuracy']:6.1%}  [{r['low']:5.1%}, {r['high']:5.1%}]  {r['reward']:+7.3f}"
-            f"  {r['reward_without_bonus']:+13.3f}  {r['calls']:14.2f}  {r['malformed']:9.1%}"
-        )
-    families = sorted({q.family for q in questions if q.family})
-    if families:
-        lines.append(f"\n{'accuracy (calls) by family':26s}  " + "".join(f"{family:>14s}" for family in families))
-    for name, scores in rows.items() if families else ():
-        cells = []
-        for family in families:
-            own = [row for row, q in zip(scores, questions) if q.family == family]
-            cells.append(f"{per_question(own, 'accuracy').mean():7.0%} ({per_question(own, 'calls').mean():.1f})")
-        lines.append(f"{name:26s}  " + "".join(f"{cell:>14s}" for cell in cells))
-    return "\n".join(lines)
-
-
-def pass_table(scores: Scores, samples: int) -> str:
-    """pass@k for every k that is a power of two, with intervals over questions."""
-    correct = [sum(score.accuracy == 1 for score in row) for row in scores]
-    lines = []
-    for k in (k for k in (1, 2, 4, 8, 16, 32) if k <= samples):
-        values = np.array([pass_at_k(c, samples, k) for c in correct])
-        low, high = bootstrap(values)
-        lines.append(f"pass@{k:<3d} {values.mean():6.1%}  95% interval [{low:.1%}, {high:.1%}]")
-    return "\n".join(lines)
+    gained = gain([rows[f"{algo}, greedy"]], [rows["start, greedy"]])
+    told = f"{gained.mean:+.1f} points, 95% interval [{gained.low:+.1f}, {gained.high:+.1f}]"
+    return f"{table}\n\ngain over the start, greedy, of the best step ({best_step}): {told}"
 
 
 # ---------------------------------------------------------------------------------- drawing
@@ -400,38 +307,83 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     with one_line_errors("eval.py", ToolsFail, OutOfBudget):
         config = read_flags(sys.argv[1:])
-        (merge if config.merge else benchmark if config.ask is None else ask)(config)
+        if config.compare:
+            print(compare(config.compare, config.pass_k, Path(config.output_dir or "runs/compared"), config.table))
+        else:
+            (merge if config.merge else benchmark if config.ask is None else ask)(config)
 
 
 def read_flags(argv: list[str]) -> EvalConfig:
-    """Flags over what follows the model; the shape of a tree follows --num_generations."""
-    few = first_look(EvalConfig, argv, ("data", "num_generations"))
+    """Flags over what follows the model; a tree's shape follows --num_generations, and sampling is the paper's."""
+    few = first_look(EvalConfig, argv, ("data", "num_generations", "samples", "ask"))
     named = first_look(EvalConfig, argv, ("model",), {"model": models.built_in_for(few["data"])})
-    shape = {"num_generations": 1, "num_initial": (few["num_generations"] + 1) // 2}
-    config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(named["model"]) | named | shape)
+    own = {"num_generations": 1, "num_initial": (few["num_generations"] + 1) // 2}
+    own["pass_k"] = tuple(k for k in (1, 3, 5) if k <= few["samples"])
+    if few["ask"] is None:
+        own |= DECODING
+    config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(named["model"]) | named | own)
     vain, place = (OF_A_TREE, "beside") if config.ask is None else (OF_A_TABLE, "without")
     if flag := min(vain & given(EvalConfig, argv).keys(), default=""):
         raise ValueError(f"--{flag}: expected {place} --ask, found {' '.join(argv)}")
     if config.merge and config.ask is not None:
         raise ValueError("--merge: expected alone, since it answers nothing, found --ask")
+    if config.table and not config.compare:
+        raise ValueError("--table: expected beside --compare, whose results it shows, found alone")
+    if wrong := [k for k in config.pass_k if not 1 <= k <= config.samples and not config.compare]:
+        raise ValueError(f"--pass_k: expected from 1 to --samples {config.samples}, found {wrong[0]}")
     return config
 
 
 def benchmark(config: EvalConfig) -> None:
-    """Greedy accuracy, and the mean and pass@k of sampled trajectories."""
-    lent = Lent()
+    """Greedy accuracy, and the mean, pass@k and pass^k of sampled trajectories; goes on where it was killed."""
+    name, lent = Path(config.model).name, Lent()
     task = load_task(config, config.split, config.count, make_sandbox(config), lent)
     policy = open_policy(config)
     lent.read = policy.read
-    rows = judge(Path(config.model).name, policy, task, config, config.samples, config.seed)
-    _, sampled = rows.values()
+    settings = answering_settings(config)
+    folder = Path(config.output_dir or runs.evaluation_folder(name, config.data, settings))
+    with Kept(folder, settings, config.trajectories) as kept:
+        before = bool(kept.done)
+        rows = judge(name, policy, task, config, config.samples, kept)
+    for row in rows.values():
+        row.method = models.origin_of(config.model)[1]
+    ceiling = judge_expert(config, config.split, task)
+    file = write_results(folder, asdict(config), runs.versions(), rows | ceiling)
+    greedy, *sampled = rows.values()
     print(f"{config.model} on {len(task.questions)} questions of {config.data}")
-    print(f"{report(rows, task, config, config.split)}\n\n{pass_table(sampled, config.samples)}")
-    print(f"\ntool calls\n{task.tools.report()}")
+    for row in sampled:
+        paper = " as in the paper" * all(getattr(config, key) == value for key, value in DECODING.items())
+        print(f"sampled: {config.samples} answers to each question, {row.decoding}{paper}")
+    print(report(rows | ceiling))
+    for row in sampled:
+        print(f"\n{pass_table([row], config.pass_k)}")
+    print(f"\ntool calls{' since it went on' * before}\n{task.tools.report()}\nresults: {file}")
+
+
+def answering_settings(config: EvalConfig) -> dict[str, Any]:
+    """What the answers depend on: an evaluation goes on in its folder only if all of it is the same."""
+    aside = {"pass_k", "output_dir", "compare", "table", "merge", "ask", "answer", "width", "max_paid_calls"}
+    told = {name: value for name, value in asdict(config).items() if name not in aside}
+    return told | {"weights": models.when_written(config.model)}
 
 
 def ask(config: EvalConfig) -> None:
     """Grows one tree for a question. With one leaf it is the likeliest answer, shown step by step; else it is drawn."""
+    question, split = asked_question(config)
+    lent, alone = Lent(), config.num_generations == 1
+    task, policy = load_task(config, split, 1, make_sandbox(config), lent), open_policy(config)
+    lent.read = policy.read
+    if alone:
+        config = replace(config, temperature=0.0)
+    prompt, key = encode_prompt(policy.tokenizer, question.question), f"{config.seed}/{question.id}"
+    (tree,) = policy.grow([prompt], [key], task.tools, config)
+    scores = score_leaves(tree, question, policy.tokenizer, config.reward_bonus)
+    scored = Scored(question, tree, scores, torch.tensor([score.reward for score in scores]))
+    print(steps_text(scored, policy.tokenizer) if alone else tree_text(scored, policy, config.width))
+
+
+def asked_question(config: EvalConfig) -> tuple[Question, str]:
+    """The question of --ask with the split whose world it is about; says which words the model cannot know."""
     if config.ask.isspace():
         raise ValueError(f"--ask: expected a question, or nothing for one of the world's, found {config.ask!r}")
     world = world_in(config.data) or "world"
@@ -441,30 +393,28 @@ def ask(config: EvalConfig) -> None:
         print(f"{told} (python eval.py --ask shows one)", file=sys.stderr)
     if config.answer and question.answers:
         raise ValueError(f"--answer: expected for a question without one, found {', '.join(question.answers)} known")
-    if config.answer:
-        question = replace(question, answers=(config.answer,))
-    lent = Lent()
-    task, policy = load_task(config, split, 1, make_sandbox(config), lent), open_policy(config)
-    lent.read, tokenizer = policy.read, policy.tokenizer
-    if config.num_generations == 1:
-        config = replace(config, temperature=0.0)
-    keys = [f"{config.seed}/{question.id}"]
-    (tree,) = policy.grow([encode_prompt(tokenizer, question.question)], keys, task.tools, config)
-    scores = score_leaves(tree, question, tokenizer, config.reward_bonus)
-    known = ", ".join(question.answers)
-    if config.num_generations == 1:
-        for node in tree.nodes:
-            print(printable(tokenizer.decode(node.ids)))
-            if node.observation:
-                print(f"    {printable(tokenizer.decode(node.observation))}")
-        told = f" (accepted: {known})" if known else ""
-        answer = scores[0].answer if scores[0].answer is not None else "none, the format is wrong"
-        print(f"answer: {printable(answer)}{told}")
-        return
-    rewards = torch.tensor([score.reward for score in scores])
-    print(printable(draw_tree(tree, tokenizer, rewards, ADVANTAGES["group"](rewards[None], None)[0], config.width)))
-    print(f"\naccepted answer: {known or 'unknown (rewards show the format alone)'}")
-    print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
+    return (replace(question, answers=(config.answer,)) if config.answer else question), split
+
+
+def steps_text(scored: Scored, tokenizer) -> str:
+    """What the only leaf's path says, turn by turn, and its answer."""
+    lines = []
+    for node in scored.tree.nodes:
+        lines.append(printable(tokenizer.decode(node.ids)))
+        if node.observation:
+            lines.append(f"    {printable(tokenizer.decode(node.observation))}")
+    known, answer = ", ".join(scored.question.answers), scored.scores[0].answer
+    told = "none, the format is wrong" if answer is None else printable(answer)
+    return "\n".join([*lines, f"answer: {told}" + (f" (accepted: {known})" if known else "")])
+
+
+def tree_text(scored: Scored, policy: Policy, width: int) -> str:
+    """The drawn tree, the accepted answer, and what the tree cost."""
+    advantages = ADVANTAGES["group"](scored.rewards[None], None)[0]
+    drawn = printable(draw_tree(scored.tree, policy.tokenizer, scored.rewards, advantages, width))
+    known = ", ".join(scored.question.answers) or "unknown (rewards show the format alone)"
+    tokens = ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items())
+    return f"{drawn}\n\naccepted answer: {known}\ntokens: {tokens}"
 
 
 def merge(config: EvalConfig) -> None:

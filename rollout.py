@@ -325,6 +325,7 @@ class Sampler:
     """
 
     lock = threading.Lock()  # of all samplers, held while rows are sampled; in between, a tool may use the model
+    top_p = 1.0  # in evaluation: of the likeliest tokens that have this share
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -427,7 +428,8 @@ class Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
         places = zip(self.rows, self.samples)
         u = [uniform(row.key, len(row.ids) + len(sample.ids)) for row, sample in places]
-        drawn = draw_tokens(logits, torch.tensor(u, dtype=torch.double, device=logits.device), self.temperature)
+        u = torch.tensor(u, dtype=torch.double, device=logits.device)
+        drawn = draw_tokens(logits, u, self.temperature, self.sampler.top_p)
         for i, (token, logprob, entropy) in enumerate(drawn.tolist()):
             if not self.done[i]:
                 self._note(i, int(token), logprob, entropy)

@@ -36,23 +36,26 @@ from data.demonstrations import DemonstrationConfig, Example
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.logits import logprobs_of
+from data.metrics import Scored, rollout_metrics
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
+from data.outline import describe
+from data.presets import PRESETS, preset_settings
 from data.processes import dealt_back, everyones, merged, my_share, summed
+from data.results import write_results
 from data.settings import Natural, Positive, first_look, known, one_line_errors, parse
 from data.tiny import tiny_config
-from data.web import OutOfBudget, WebSearch
+from data.web import OutOfBudget
 from data.worlds import is_world
 from eval import (
     JudgeConfig,
-    Scored,
     check_numbers,
     draw_tree,
     evaluate,
     judge,
+    judge_expert,
     mean_accuracy,
     open_policy,
     report,
-    rollout_metrics,
     score_leaves,
 )
 from sandbox import PythonSandbox
@@ -70,16 +73,6 @@ METHODS = {
     "dr_grpo": {"num_initial": 0, "advantage": "unscaled", "loss_type": "constant"},
 }
 
-# What --preset changes. deep-search: the paper's settings for its 14B model there, live search included.
-PRESETS = {
-    "": {},
-    "deep-search": {
-        "data": "arpo-deepsearch", "search": "serper", "web_cache": "web.db", "top_k": 10, "max_tool_calls": 6,
-        "num_generations": 12, "num_initial": 6, "max_completion_length": 10_000, "max_turn_tokens": 2048,
-        "max_result_tokens": 1024,
-    },
-}  # fmt: skip
-
 # The sums that every run prints.
 TOKEN_COUNTS = {
     "leaf_tokens": "on all leaves",
@@ -94,7 +87,7 @@ TOKEN_COUNTS = {
 @dataclass(frozen=True)
 class TrainConfig(JudgeConfig, UpdateConfig, OptimizerConfig, DemonstrationConfig, runs.RunConfig):
     algo: Literal[tuple(METHODS)] = "arpo"  # the method
-    preset: Literal[tuple(PRESETS)] = ""  # settings that belong together; flags win
+    preset: Literal[tuple(PRESETS)] = ""  # the paper's settings for a task (`data/presets.py`); flags win
     stage: Literal["rl", "sft"] = "rl"  # reinforcement learning, or the cold start
     max_steps: Positive = 100  # RL steps
     questions_per_step: Positive = 8  # Q
@@ -138,7 +131,7 @@ def read_flags(argv: list[str]) -> TrainConfig:
     few = first_look(TrainConfig, argv, ("data", "algo", "preset"))
     settings: dict[str, Any] = {"cold_start": False, "model": models.built_in_for(few["data"])}
     few |= first_look(TrainConfig, argv, ("model",), settings)
-    for layer in (models.model_defaults(few["model"]), PRESETS[few["preset"]], METHODS[few["algo"]]):
+    for layer in (models.model_defaults(few["model"]), preset_settings(few["preset"]), METHODS[few["algo"]]):
         settings |= layer
     few |= first_look(TrainConfig, argv, ("data", "stage", "seed", "resume", "output_dir"), settings)
     settings["sft_data"] = world_in(few["data"]) or "world"
@@ -152,6 +145,10 @@ def read_flags(argv: list[str]) -> TrainConfig:
         raise ValueError(f"--algo {config.algo}: expected all leaves to start from the prompt, {found}")
     if config.stage == "rl" and config.temperature == 0:
         raise ValueError("--temperature: expected above 0 in training, where leaves must differ, found 0")
+    if config.stage == "rl" and config.top_p != 1:
+        raise ValueError(
+            f"--top_p: expected 1 in training, which learns from all that was likely, found {config.top_p}"
+        )
     if (batches := config.num_minibatches) > (most := config.questions_per_step):
         raise ValueError(f"--num_minibatches: expected at most --questions_per_step {most}, found {batches}")
     if config.stage == "rl" and config.num_generations < 2:
@@ -174,46 +171,6 @@ def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
         if name not in own and getattr(config, name) != value:
             print(f"resumed with another {name}: {value} before, {getattr(config, name)} now")
     return config
-
-
-def describe(config: TrainConfig) -> str:
-    """What a run does and needs."""
-    model, device = Path(models.resolve_model(config.model)), models.pick_device()
-    weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e6
-    held = f"{weights:.1f} MB of weights" if weights else "fetched from the hub unless cached"
-    if built_in := config.model in models.BUILT_IN:
-        held = f"built in; {'made anew, from random weights' if config.stage == 'sft' else held}"
-    trained = f"LoRA of rank {config.lora_r} on all linear layers" if config.lora_r else "all weights trained"
-    examples, leaves = config.sft_worlds * config.sft_each, config.questions_per_step * config.num_generations
-    learned = f"{examples} demonstrations from {config.sft_worlds} worlds"
-    if not is_world(config.sft_data):
-        learned = f"at most {examples} conversations of {config.sft_data}"
-    where = config.place_of_search
-    needs = "the live web, which needs your key" if where in WebSearch.URLS else "nothing that needs a network or a key"
-    tools = "python" if where == "none" else f"python, search{' and browse' * config.browse} in {where}"
-    parts = {
-        "model": f"{model}, {held}",
-        "on": f"{device}, {models.pick_dtype(device, config.lora_r)}, {trained}",
-        "memory": "" if built_in else config.memory(config.lora_r) or "told once the model is here",
-        "first": f"SFT on {learned}, {config.sft_steps} steps" if config.cold_start or config.stage == "sft" else "",
-    }
-    if config.stage == "rl":
-        parts |= {
-            "method": f"{config.algo} on {config.data}, {config.max_steps} steps of {config.questions_per_step} "
-            "questions",
-            "trees": f"{config.num_generations} leaves each, {config.num_initial or config.num_generations} from the "
-            f"prompt; {leaves} leaves a step, at most {leaves * config.max_completion_length:,} tokens",
-            "judged": f"on {config.eval_questions} dev questions every {config.eval_steps} steps, and on "
-            f"{config.test_questions} held-out ones at the end",
-        }
-    parts["tools"] = f"{tools}; {needs}"
-    parts["writes"] = f"{config.output_dir}; the progress bar says how long it will take"
-    size, world = models.size_of(config.model), world_in(config.data)
-    if size in models.BUILT_IN and (not world or models.built_in_for(world) != size):
-        parts["note"] = "the built-in model knows the words of its own world alone: it will learn nothing elsewhere"
-    elif size not in models.BUILT_IN and world:
-        parts["next"] = "--data gsm8k, --data hotpotqa --search corpus.jsonl, or --preset deep-search"
-    return "\n".join(f"{name:10s}{text}" for name, text in parts.items() if text)
 
 
 # ---------------------------------------------------------------------------------- the two commands
@@ -248,8 +205,9 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
         best = Policy.load(str(run.folder), None, four, device, dtype)
         best.max_rows, lent.read = max_rows, best.read
         rows |= judge(config.algo, best, test, config)
-    table = report(rows | last, test, config, best_step=run.best_step)
-    plots = run.finish(table)
+    rows |= last | judge_expert(config, "test", test)
+    table = report(rows, config.algo, run.best_step)
+    plots = run.finish(table, rows)
     print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
     print("tokens: " + ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items()))
     print(f"tool calls in training\n{train.tools.report()}\n")
@@ -305,10 +263,13 @@ def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     if models.size_of(config.model) in models.BUILT_IN:
         policy.model.half()  # the shipped weights; half the size, and the RL loop starts from exactly these
     policy.save(config.output_dir)
-    runs.write_about(Path(config.output_dir), config, models.size_of(config.model))
+    folder = Path(config.output_dir)
+    runs.write_about(folder, config, models.size_of(config.model))
     policy.model.float()
     test = load_task(config, "test", config.test_questions, sandbox, lent)
-    table = report(judge("SFT", policy, test, config), test, config)
+    rows = judge("sft", policy, test, config) | judge_expert(config, "test", test)
+    write_results(folder, asdict(config), runs.versions(), rows)
+    table = report(rows)
     print(f"final loss {loss:.4f}; saved to {config.output_dir}\n{table}")
 
 
@@ -319,21 +280,26 @@ def examples_of(tokenizer, config: TrainConfig, sandbox: PythonSandbox) -> list[
 def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop=None) -> float:
     """Maximum likelihood of the expert's own tokens until asked to stop; returns the mean loss of the last tenth."""
     model, losses, steps = policy.model.train(), [], config.sft_steps
-    adamw = torch.optim.AdamW(trainable(model), weight_decay=0.01, betas=(0.9, 0.98))
+    adamw = torch.optim.AdamW(trainable(model), weight_decay=config.sft_weight_decay, betas=(0.9, 0.98))
     optimizer = Optimizer(model, adamw, max_grad_norm=1.0, shared=False)
     # A fixed denominator: with a mean over each batch, examples in batches of few long ones would count more.
     padded, own = sum(len(ids) for ids, _ in examples), sum(sum(mine) for _, mine in examples)
-    usual = config.sft_batch_tokens * own / padded  # the policy's tokens in a batch
+    # The policy's tokens in a step.
+    usual = config.sft_batch_rows * own / len(examples) or config.sft_batch_tokens * own / padded
     bar = tqdm(range(1, steps + 1), desc="sft")
-    for step, block in zip(bar, demonstrations.batches(examples, config.sft_batch_tokens, config.seed)):
-        ids, labels = (tensor.to(model.device) for tensor in block)  # padded on the right, where no real token looks
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        loss = -logprobs_of(model, hidden[targets != -100], targets[targets != -100]).sum() / usual
-        optimizer.backward(loss)
+    drawn = demonstrations.batches(examples, config.sft_batch_tokens, config.seed)
+    for step, blocks in zip(bar, demonstrations.steps(drawn, config.sft_batch_rows)):
+        losses.append(0.0)
+        for block in blocks:
+            # Padded on the right, where no real token looks.
+            ids, labels = (tensor.to(model.device) for tensor in block)
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            targets = labels[:, 1:]
+            loss = -logprobs_of(model, hidden[targets != -100], targets[targets != -100]).sum() / usual
+            optimizer.backward(loss)
+            losses[-1] += loss.item()
         optimizer.set_rate(learning_rate(step, steps, config.sft_learning_rate, steps // 20))
         optimizer.step()
-        losses.append(loss.item())
         bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
         if stop and stop.asked:
             break

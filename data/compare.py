@@ -2,7 +2,7 @@
 
 Rows that differ in nothing but the seed are one line. Lines over one set of questions share a table, the likeliest
 answers apart from sampled ones; each is told against the table's first line, question by question. Left out: the
-paper's tables (`paper.py`).
+layout of the paper's tables (`paper.py`).
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.paper import paper_tables
 from data.plots import plot_calls, plot_curves
 from data.results import Evaluation, Row, read_results
 from data.tables import Line, comparison_table, gain, pass_table
@@ -20,12 +21,17 @@ NOT_THE_METHOD = {"seed", "output_dir", "overwrite", "resume", "report_to", "thr
 OF_THE_START = re.compile("model|load_in_4bit|cold_start|sft_|data$|metric|search|browse|top_k|.*_chars|max_|reader")
 
 
-def compare(places: Sequence[str], ks: Sequence[int], folder: Path) -> str:
-    """The tables of several evaluations, also written to `compared.txt`, with two plots. Raises ValueError."""
+def compare(places: Sequence[str], ks: Sequence[int], folder: Path, how: str = "") -> str:
+    """The tables of several evaluations, also written to `compared.txt`, with two plots. Raises ValueError.
+
+    `how` is "paper" for the paper's tables instead, in `compared_paper.txt`.
+    """
     lines = lines_of([read_results(place) for place in places])
-    text = "\n\n".join(tables(lines, ks))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compared.txt").write_text(text + "\n", encoding="utf-8")
+    text = paper_tables(lines) if how == "paper" else "\n\n".join(tables(lines, ks))
+    (folder / f"compared{'_' * bool(how)}{how}.txt").write_text(text + "\n", encoding="utf-8")
+    if how:
+        return text
     plots = [plot_calls(lines, folder / "compared_calls.png"), plot_curves(lines, folder / "compared_curves.png")]
     return "\n".join([text, "", "plots: " + " ".join(str(plot) for plot in plots if plot)])
 
@@ -96,10 +102,19 @@ def table(lines: list[Line], ks: Sequence[int]) -> str:
         texts.append(
             f"\n{'accuracy, points':{width}s}  over {first.name}, paired; 95% interval by a bootstrap over {drawn}"
         )
-    texts += [f"{line.name:{width}s}  {gain(line.rows, first.rows)}" for line in lines[1:]]
+    texts += [f"{line.name:{width}s}  {gain_text(line, first)}" for line in lines[1:]]
     for line in lines:
         fewest = min(len(result.attempts) for row in line.rows for result in row.results)
         if possible := [k for k in ks if 1 < k <= fewest]:
             texts.append(f"\n{line.name}, {fewest} answers a question ({line.rows[0].decoding})")
             texts.append(pass_table(line.rows, [1, *possible]))
     return "\n".join(texts)
+
+
+def gain_text(line: Line, first: Line) -> str:
+    found = gain(line.rows, first.rows)
+    if found is None:
+        return "other questions"
+    asked = max(len(row.results) for row in line.rows + first.rows)
+    some = f" on the {found.questions} questions of both" * (found.questions < asked)
+    return f"{found.mean:+5.1f} [{found.low:+5.1f}, {found.high:+5.1f}]{some}"

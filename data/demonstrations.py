@@ -17,7 +17,7 @@ from data import ANSWER, Action
 from data.benchmarks import path_of
 from data.conversations import describe_skipped, load_conversations
 from data.format import Tool, TrajectoryConfig, encode_turns, read_answer, write_action
-from data.settings import Positive, Share
+from data.settings import Natural, NonNegative, Positive, Share
 from data.tiny import VOCAB_SIZES, build_tokenizer
 from data.worlds import demonstrations, is_world
 
@@ -33,7 +33,9 @@ class DemonstrationConfig(TrajectoryConfig):
     sft_steps: Positive = 300  # optimizer steps of the cold start
     sft_worlds: Positive = 100  # worlds that demonstrations are drawn from
     sft_each: Positive = 32  # demonstrations from each; sft_worlds * sft_each conversations of other sft_data
-    sft_batch_tokens: Positive = 6000  # of a batch, padding included
+    sft_batch_tokens: Positive = 6000  # of a forward pass, padding included
+    sft_batch_rows: Natural = 0  # least of an optimizer step, in several passes; 0: a step is one pass
+    sft_weight_decay: NonNegative = 0.01  # of AdamW
     sft_learning_rate: Share = 1e-4  # peak
 
 
@@ -119,6 +121,15 @@ def batches(examples: list[Example], batch_tokens: int, seed: int) -> Iterator[t
         epoch.append(batch)
         rng.shuffle(epoch)
         yield from (collate([examples[i] for i in batch]) for batch in epoch)
+
+
+def steps(drawn: Iterator[tuple[Tensor, Tensor]], rows: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Batches for one optimizer step each: until they have `rows` rows together."""
+    while True:
+        some = [next(drawn)]
+        while sum(len(ids) for ids, _ in some) < rows:
+            some.append(next(drawn))
+        yield some
 
 
 def collate(examples: list[Example]) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import dropwhile, pairwise, product
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from data import ANSWER, Action
-from data.settings import Natural, NonNegative, Positive, Settings
+from data.settings import Limits, Natural, NonNegative, Positive, Settings
 
 THINK, RESULT = "think", "result"
 CUT = " [cut] "  # where the middle of a long result was left out: no bracket of a tag, and letters for any tokenizer
@@ -87,6 +87,7 @@ class TrajectoryConfig(Settings):
 
     seed: Natural = 0  # names all randomness
     temperature: NonNegative = 1.0  # of sampling; 0 takes the likeliest token
+    top_p: Annotated[float, Limits(1e-3, 1)] = 1.0  # in evaluation: of the likeliest tokens that have this share
     max_completion_length: Positive = 512  # tokens of a trajectory after the prompt, results included
     max_turn_tokens: Positive = 128  # sampled tokens of a turn
     max_result_tokens: Positive = 128  # tokens of a tool result that the policy reads

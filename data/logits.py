@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
+from transformers import TopPLogitsWarper
 
 LOGITS_BYTES = 160e6  # of a chunk of logits in fp32: 263 rows of 151,936
 ROWS_OF_A_DRAW = 32  # whose next tokens are drawn together: 58 MB of temporary numbers at V = 151,936
@@ -43,25 +44,27 @@ def rows_of_logits(vocab: int) -> int:
     return max(1, int(LOGITS_BYTES // (4 * vocab)))
 
 
-def draw_tokens(logits: Tensor, u: Tensor, temperature: float) -> Tensor:
+def draw_tokens(logits: Tensor, u: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """Draws a token of each row of logits (B, V) by inverse CDF at u (B,) in [0, 1); at temperature 0 the likeliest.
 
-    Returns (B, 3) in fp64: the token, its log-probability at this temperature, and the entropy of the row's
-    distribution at temperature 1, in nats. NaN and infinite logits give a log-probability of NaN.
+    With `top_p` below 1 it is drawn from the likeliest tokens that have this share. Returns (B, 3) in fp64: the token,
+    its log-probability in the distribution that it is drawn from, and the entropy of the row's distribution at
+    temperature 1, in nats. NaN and infinite logits give a log-probability of NaN.
     """
     parts = zip(logits.split(ROWS_OF_A_DRAW), u.split(ROWS_OF_A_DRAW))
-    return torch.cat([_draw(some, places, temperature) for some, places in parts])
+    return torch.cat([_draw(some, places, temperature, top_p) for some, places in parts])
 
 
-def _draw(logits: Tensor, u: Tensor, temperature: float) -> Tensor:
+def _draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> Tensor:
     """In place, where nobody needs the operand: at most 12 bytes for each logit at a time."""
     logp = logits.float().log_softmax(-1)
     entropies = -logp.exp().mul_(logp).nan_to_num_().sum(-1, keepdim=True)
     if temperature == 0:
         tokens = logp.argmax(-1, keepdim=True)
     else:
-        if temperature != 1:
-            logp = (logits.float() / temperature).log_softmax(-1)
+        if temperature != 1 or top_p < 1:
+            scaled = logits.float() / temperature
+            logp = (TopPLogitsWarper(top_p)(None, scaled) if top_p < 1 else scaled).log_softmax(-1)
         cdf = logp.double().exp_().cumsum_(-1)
         tokens = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp(max=logp.shape[-1] - 1)
     return torch.cat([tokens.double(), logp.gather(-1, tokens).double(), entropies.double()], dim=1)

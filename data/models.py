@@ -87,6 +87,20 @@ def size_of(model: str) -> str:
     return about.get("size", "tiny" if about["settings"]["model"] == "tiny" else "real") if about else "real"
 
 
+def origin_of(model: str) -> tuple[str, str]:
+    """The model that a run began with, and what trained it; any other model is its own, and is called a policy."""
+    about = None if built_in(model) else read_about(model)
+    if not about or about["settings"]["model"] == model:
+        return model, "policy"
+    settings = about["settings"]
+    return origin_of(settings["model"])[0], "sft" if settings.get("stage") == "sft" else settings["algo"]
+
+
+def when_written(model: str) -> float:
+    """When the newest weights of a model's folder were written, in seconds; 0 for a model of the hub."""
+    return max((file.stat().st_mtime for file in Path(resolve_model(model)).glob("*.safetensors")), default=0.0)
+
+
 def model_defaults(model: str) -> dict:
     """Settings that follow the model: those of its size, and of a run what belongs to its model."""
     defaults = dict(SIZES[size_of(model)])
@@ -230,6 +244,8 @@ def read_weights(name: str, device: str, **how):
     if unread := sorted(told["unexpected_keys"]):
         print(f"{name}: {len(unread)} weights are not read ({unread[0]}, …)", file=sys.stderr)
     return model
+
+
 def read_tokenizer(name: str):
     """The tokenizer beside a model's weights, which can write a prompt. Raises ValueError or OSError."""
     tokenizer = AutoTokenizer.from_pretrained(name)
@@ -237,6 +253,8 @@ def read_tokenizer(name: str):
         raise ValueError("expected a tokenizer beside the weights, found none that knows a word")
     check_prompt(tokenizer)
     return tokenizer
+
+
 def check_whole(model: str) -> None:
     """Raises ValueError if a model that lies here could not be loaded, as far as its files' headers show."""
     name = resolve_model(model)
@@ -249,26 +267,39 @@ def check_whole(model: str) -> None:
             safe_open(Path(name) / "adapter_model.safetensors", "pt").keys()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise cannot_load(name, error) from None
+
+
 def keep_inputs_as_they_come(adapter) -> None:
     """LoRA's fp32 weights need inputs in fp32; these are cast again in the backward pass instead of kept.
+
     peft keeps the fp32 copy of every layer's input: of an update in 4 bits a sixteenth of the memory, and a quarter
     without checkpointing. The gradient is the same.
+    """
     from peft.tuners.lora import LoraLayer
+
     for layer in adapter.modules():
         if isinstance(layer, LoraLayer):
             layer.cast_input_dtype_enabled = False
             for part in layer.lora_A.values():
                 part.__class__ = WideningLinear
+
+
 class WideningLinear(torch.nn.Linear):
     """A layer without bias whose weights are wider than its input."""
+
     def forward(self, x: Tensor) -> Tensor:
         return WideningProduct.apply(x, self.weight)
+
+
 class WideningProduct(torch.autograd.Function):
     """x (…, in), cast to the type of the weights (out, in), times them."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return linear(x.to(weight.dtype), weight)
+
+    @staticmethod
     def backward(ctx, slope: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         of_weight = slope.flatten(0, -2).T @ x.flatten(0, -2).to(weight.dtype)

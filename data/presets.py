@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, Value]] = {
 }
 
 
-def settings_of(preset: str) -> dict[str, Any]:
+def preset_settings(preset: str) -> dict[str, Any]:
     return {name: value.value for name, value in PRESETS[preset].items() if value.sets}
 
 

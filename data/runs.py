@@ -22,6 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -53,6 +54,13 @@ class RunConfig(Settings):
 def default_folder(model: str, data: str, stage: str, algo: str, seed: int, **_) -> str:
     source = "" if data in ("world", model) else "-" + re.sub(r"[^\w]+", "-", Path(data).name)[:40]
     return f"runs/{Path(model).name}{source}-{algo if stage == 'rl' else 'sft'}-{seed}"
+
+
+def evaluation_folder(name: str, data: str, settings: dict[str, Any]) -> str:
+    """One for each way of answering: equal settings have equal folders."""
+    digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    source = re.sub(r"[^\w]+", "-", Path(data).name)[:40]
+    return f"runs/eval-{name}-{source}-{digest}"
 
 
 class Run:

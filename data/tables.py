@@ -6,7 +6,7 @@ executed, and stand for one attempt. Left out: where rows come from (`results.py
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -102,18 +102,23 @@ def counts(result: Result) -> tuple[int, int]:
     return sum(attempt.right for attempt in result.attempts), len(result.attempts)
 
 
-def gain(rows: list[Row], base: list[Row]) -> str:
-    """What rows have over others on the questions that both have, in points, with its interval."""
-    common = [{(result.id, result.asked) for result in row.results} for row in rows + base]
-    shared = sorted(set.intersection(*common))
+class Gain(NamedTuple):
+    """A difference in accuracy, in points, with its 95% interval, on so many questions."""
+
+    mean: float
+    low: float
+    high: float
+    questions: int
+
+
+def gain(rows: list[Row], base: list[Row]) -> Gain | None:
+    """What rows have over others on the questions that both have; None where they have none in common."""
+    shared = sorted(set.intersection(*({(r.id, r.asked) for r in row.results} for row in rows + base)))
     if not shared:
-        return "other questions"
-    values, others = ([matched(row, shared) for row in side] for side in (rows, base))
-    same = [row.seed for row in rows] == [row.seed for row in base]
-    low, high = difference(100 * np.array(values), 100 * np.array(others), same)
-    told = f"{100 * (np.mean(values) - np.mean(others)):+5.1f} [{low:+5.1f}, {high:+5.1f}]"
-    fewer = len(shared) < max(map(len, common))
-    return told + (f" on {len(shared)} questions" if fewer else "")
+        return None
+    values, others = (100 * np.array([matched(row, shared) for row in side]) for side in (rows, base))
+    same_runs = [row.seed for row in rows] == [row.seed for row in base]
+    return Gain(values.mean() - others.mean(), *difference(values, others, same_runs), len(shared))
 
 
 def matched(row: Row, questions: list[tuple[str, str]]) -> list[float]:

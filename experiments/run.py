@@ -34,8 +34,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.models import resolve_model
 from data.optimizer import Optimizer
+from data.results import Result
 from data.settings import NonNegative, Positive, Settings, one_line_errors, parse
-from eval import Scores, evaluate, open_policy
+from eval import evaluate, mean_accuracy, open_policy
 from experiments.grid import ARMS, COMMON, MAIN, NOISE_BATCHES, SAMPLES, SECONDS
 from tools import make_sandbox
 from train import Stream, TrainConfig, load_tasks, read_flags, take_step
@@ -250,13 +251,12 @@ def calls_of(row: dict, config: TrainConfig) -> float:
 
 def dev_accuracy(policy, dev, config: TrainConfig) -> float:
     """Of one sampled answer a question: what is trained, and smoother than that of the likeliest answers."""
-    scores = evaluate(policy, dev, config, 1, config.temperature, config.seed)
-    return short(np.mean([score.accuracy for row in scores for score in row]))
+    return short(mean_accuracy(evaluate(policy, dev, config, 1, config.temperature, config.seed)))
 
 
-def counts(scores: Scores) -> str:
+def counts(results: list[Result]) -> str:
     """How many of a question's answers are right, a digit for each question."""
-    return "".join(str(sum(score.accuracy == 1 for score in row)) for row in scores)
+    return "".join(str(sum(score.accuracy == 1 for score in result.attempts)) for result in results)
 
 
 def short(number: float) -> float:

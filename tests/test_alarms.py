@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 import eval
 import train
 from arpo import Policy
-from data import models, runs
+from data import Question, models, runs
 from data.alarms import ALARMS, StopRequest, Watch
 from data.models import TINY
 from data.optimizer import Optimizer, row_sums
 from data.processes import dealt_back, merged, my_share
-from eval import Score
+from data.results import Result, Row, Score
 
 GOOD = dict(
     step=1, malformed=0.1, calls_per_question=4.0, no_variance=0.2, identical=0.3, trained=500, kl_sampler=1e-9,
@@ -88,20 +88,21 @@ def test_one_bit_in_one_weight_is_a_change():
         assert not torch.equal(before, row_sums(weights))
 
 
-def scores(right) -> list[list[Score]]:
-    return [[Score("x", float(one), float(one), {"search": 1}, 10, "end")] for one in right]
+def row(right) -> Row:
+    results = [
+        Result.of(Question(f"q{n}", "?", ("x",)), [Score("x", float(one), float(one), {"search": 1}, 10, "end")])
+        for n, one in enumerate(right)
+    ]
+    return Row("arpo", "tiny", 0.0, 1.0, 0, results)
 
 
-def test_the_start_is_never_reported_as_the_method(monkeypatch):
+def test_the_start_is_never_reported_as_the_method():
     """Guards: dev never rose, the saved model is the start's, and the table calls it "arpo, +0.0 points"."""
-    monkeypatch.setattr(eval, "judge_expert", lambda *_: {})
-    task = type("Task", (), {"questions": [eval.Question(f"q{n}", "?", ("x",)) for n in range(4)]})()
-    rows = {"start, greedy": scores([1, 0, 0, 0]), "arpo, last step, greedy": scores([0, 0, 0, 0])}
-    config = train.read_flags([])
-    table = eval.report(rows, task, config, best_step=0)
+    rows = {"start, greedy": row([1, 0, 0, 0]), "arpo, last step, greedy": row([0, 0, 0, 0])}
+    table = eval.report(rows, "arpo", best_step=0)
     assert "no step raised dev accuracy" in table and "points" not in table and "arpo, last step" in table
-    rows |= {"arpo, greedy": scores([1, 1, 1, 0])}
-    told = eval.report(rows, task, config, best_step=20)
+    rows |= {"arpo, greedy": row([1, 1, 1, 0])}
+    told = eval.report(rows, "arpo", best_step=20)
     assert "of the best step (20): +50.0 points" in told
 
 
@@ -221,7 +222,7 @@ def test_a_question_that_is_drawn_twice_in_a_step_has_two_trees():
     config = train.read_flags("--questions_per_step 5 --num_generations 4 --threads 1".split())
     policy, keys = Policy.load(str(TINY)), []
     policy.grow = lambda prompts, names, *_: keys.extend(names) or []
-    stream = train.Stream([eval.Question(f"q{n}", "?", ("x",)) for n in range(3)], seed=0)
+    stream = train.Stream([Question(f"q{n}", "?", ("x",)) for n in range(3)], seed=0)
     train.collect(stream, policy, None, config, 1)
     assert len(keys) == len(set(keys)) == 5 and sum("#1" in key for key in keys) == 2
 

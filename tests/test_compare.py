@@ -65,9 +65,9 @@ def test_pairs_are_narrower_than_two_intervals_and_seeds_widen_them():
 
 def test_only_the_same_questions_are_paired():
     """Guards: the third row of one file beside the third row of another, because both are called q-3."""
-    assert gain([row([[1]] * 4)], [row([[0]] * 4)]).startswith("+100.0")
-    assert gain([row([[1]] * 4)], [row([[0]] * 6)]) == "+100.0 [+100.0, +100.0] on 4 questions"
-    assert gain([row([[1]] * 4)], [row([[0]] * 4, text="another ")]) == "other questions"
+    ours, theirs = [row([[1]] * 4)], [row([[0]] * 6)]
+    assert gain(ours, [row([[0]] * 4)]) == (100, 100, 100, 4) == gain(ours, theirs)
+    assert gain(ours, [row([[0]] * 4, text="another ")]) is None
 
 
 def test_seeds_are_one_line_and_everything_comes_from_the_files(tmp_path):
@@ -92,7 +92,7 @@ def test_seeds_are_one_line_and_everything_comes_from_the_files(tmp_path):
     assert greedy.startswith("30 questions, the likeliest answers\n") and "agent" not in greedy
     assert "over tiny (start), 4 seeds, paired; 95% interval by a bootstrap over questions and seeds" in greedy
     assert sampled.startswith("30 questions, sampled answers (T 0.6, top-p 0.95)")
-    assert "agent " in sampled and "on 20 questions" in sampled
+    assert "agent " in sampled and "on the 20 questions of both" in sampled
     assert "x-arpo, 2 seeds, 5 answers a question" in sampled and "agent, 2 answers" not in sampled  # no k from 2 to 2
     plots = [tmp_path / "out" / name for name in ("compared_calls.png", "compared_curves.png")]
     assert all(plot.stat().st_size > 10_000 for plot in plots)

@@ -27,7 +27,8 @@ from data.alarms import UNCHANGED
 from data.format import ToolCall
 from data.models import TINY, model_defaults, pick_dtype
 from data.optimizer import learning_rate
-from eval import pass_at_k, wilson
+from data.results import Row, read_results
+from data.statistics import pass_at_k, wilson
 from sandbox import PythonSandbox
 
 ROOT = Path(__file__).parent.parent
@@ -47,8 +48,9 @@ def run():
             for module in (train, eval):
                 patch.setattr(module, "make_sandbox", lambda config: sandbox)
             if not table:  # the evaluation and the plots at a run's end take longer than a step
-                patch.setattr(train, "judge", lambda name, policy, test, config, **_: {name: []})
-                patch.setattr(train, "report", lambda rows, *_, **__: " ".join(rows))
+                patch.setattr(train, "judge", lambda name, *_, **__: {name: Row(name, "", 0.0, 1.0, 0, [])})
+                patch.setattr(train, "judge_expert", lambda *_: {})
+                patch.setattr(train, "report", lambda rows, *_: " ".join(rows))
                 patch.setattr(runs, "plot_run", lambda folder: [])
             main()
         return out.getvalue()
@@ -124,7 +126,8 @@ def test_flags_over_method_over_model(monkeypatch, capsys):
     flags("--preset", "deep-search", "--resume", "auto")
     assert capsys.readouterr().out.strip() == goes_to == "runs/tiny-arpo-deepsearch-arpo-0"  # it is looked for there
     deep = flags("--preset", "deep-search", "--model", "Qwen3-8B", "--top_k", "5")
-    assert (deep.num_generations, deep.num_initial, deep.max_tool_calls, deep.top_k) == (12, 6, 6, 5)
+    assert (deep.num_generations, deep.num_initial, deep.max_tool_calls, deep.top_k) == (16, 8, 6, 5)
+    assert flags("--preset", "deep-search-14b").num_initial == 6 and flags("--preset", "sft").stage == "sft"
     assert flags("--preset", "deep-search", "--algo", "grpo").num_initial == 0
     assert flags("--algo", "grpo", "--seed", "3").output_dir == "runs/tiny-grpo-3"
 
@@ -308,8 +311,35 @@ def test_a_runs_folder_and_table(run, two_runs):
     about = json.loads((folder / "run.json").read_text())
     assert about["settings"]["num_generations"] == 4 and "torch" in about["versions"]
     assert isinstance(AutoModelForCausalLM.from_pretrained(folder), Qwen2ForCausalLM)
-    result = run(eval.main, *f"--model {folder} --data world --count 6 --samples 2".split())
-    assert "pass@2" in result and "expert (ceiling)" in result and "6 questions of world" in result
+
+
+def test_an_evaluation_leaves_its_results_and_goes_on(two_runs, run, tmp_path):
+    """Guards: an evaluation that is asked anew what it has answered; k above n; a run of another method in its name."""
+    folder = two_runs[0][1]
+    flags = f"--model {folder} --data world --count 6 --samples 3 --trajectories --output_dir {tmp_path}".split()
+    told = run(eval.main, *flags)
+    assert "expert (ceiling)" in told and "6 questions of world" in told and "pass@5" not in told
+    assert "sampled: 3 answers to each question, T 0.6, top-p 0.95 as in the paper" in told and "pass^3" in told
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    turns = json.loads(lines[1])["attempts"][0]["turns"]
+    assert len(lines) == 1 + 2 * 6 and [turn["role"] for turn in turns[:2]] == ["user", "assistant"]
+    found = read_results(tmp_path)
+    assert {row.method for row in found.rows.values()} == {"arpo", "expert"} and found.settings["samples"] == 3
+    with pytest.MonkeyPatch.context() as patch:
+        (tmp_path / "answers.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:40])
+        patch.setattr(eval, "evaluate", lambda *rest, own=eval.evaluate: asked.extend(rest[1].questions) or own(*rest))
+        asked: list = []
+        again = run(eval.main, *flags)
+    assert len(asked) == 12 - 3 and again.split("tool calls")[0] == told.split("tool calls")[0]
+    assert [r.attempts[0].answer for r in read_results(tmp_path).rows[f"{folder.name}, greedy"].results] == [
+        r.attempts[0].answer for r in found.rows[f"{folder.name}, greedy"].results
+    ]
+    of_the_run = read_results(folder)
+    assert of_the_run.curve["step"] == [0, 1, 2] and of_the_run.curve["calls"][0] == 0 < of_the_run.curve["calls"][2]
+    rows = [row for name, row in of_the_run.rows.items() if name.startswith("start")]
+    assert [(row.method, row.backbone, row.decoding) for row in rows] == [
+        ("start", "tiny", "greedy"), ("start", "tiny", "T 1, top-p 1"),
+    ]  # fmt: skip
 
 
 def test_a_short_run_that_raises_nothing_says_so(two_runs):
