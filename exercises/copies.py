@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
 from pathlib import Path
 
 from exercises.course import Exercise, load_course
@@ -66,6 +67,7 @@ def project_files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in project_modules().values()]
 
 
+@cache
 def blank_texts() -> dict[str, str]:
     """The files of the project that the exercises change."""
     asked = [(blank, told) for exercise in load_course() for blank, told in zip(exercise.blanks, exercise.asks)]

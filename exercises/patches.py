@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_file_location
+from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,8 @@ class Blank:
             body = function.body[1:] if ast.get_docstring(function) else function.body
             return body[0].lineno, body[-1].end_lineno
         blocks = [block for node in ast.walk(function) for block in vars(node).values() if is_block(block)]
-        begins = lambda node, prefix: ast.get_source_segment(text, node).startswith(prefix)
+        starts = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
+        begins = lambda node, prefix: text.startswith(prefix, starts[node.lineno - 1] + node.col_offset)
         ends = [
             [[node for node in block if begins(node, prefix)] for block in blocks]
             for prefix in (self.first, self.last or self.first)

@@ -1,9 +1,9 @@
 """What an exercise is.
 
-A file `eNN_*.py` has three functions and a record. `cases(rng)` draws small inputs, the smallest first. `expected(case)`
-says what is right, by loops or enumeration and without the project's code. `probe(case)` asks the code that is graded;
-it does its own imports, since its text alone is sent to the process where a student's code runs. All three deal in
-plain lists and numbers. Left out: running and judging (`grading.py`).
+A file `eNN_*.py` has three functions and a record. `cases(rng)` draws small inputs, the smallest first. What is right
+`expected(case)` says, by loops or enumeration and without the project's code. `probe(case)` asks the code that is
+graded; it does its own imports, since its text alone is sent to the process where a student's code runs. All three deal
+in plain lists and numbers. Left out: running and judging (`grading.py`).
 """
 
 import inspect

@@ -1,0 +1,141 @@
+"""Exercise 4: growing a tree at a result, and from the prompt."""
+
+from exercises.course.exercise import Exercise, Mistake
+from exercises.patches import Blank
+
+
+def cases(rng):
+    """A path of two results, new paths at some of them, and what is left of the budget."""
+    drawn = []
+    for budget, new in ((2, [1]), (5, [2]), (5, [1, 2]), (6, [3, 1])):
+        entropy = round(rng.uniform(0.5, 2), 2)
+        drawn.append({"budget": budget, "new": new, "initial_entropy": entropy, "tokens": rng.randint(3, 6)})
+    return drawn
+
+
+def expected(case):
+    """What is true of the new rows: [ids, node after which they begin, rank, H_initial, may fork later], and of "
+    "keys."""
+    ids, turn, rows = [1, 2], [5] * case["tokens"], []
+    for node, new in enumerate(case["new"]):
+        ids = [*ids, *turn, 8, 9]
+        rows += [[list(ids), node, z, case["initial_entropy"], True] for z in range(1, new + 1)]
+    rest = case["budget"] - sum(case["new"])
+    fresh = [[[1, 2], -1, 1 + sum(case["new"]) + n, None, False] for n in range(rest)]
+    count = 1 + len(rows) + rest
+    return {"forks": rows, "left": rest, "from the prompt": fresh, "different keys": count, "budget at the end": 0}
+
+
+def probe(case):
+    import math
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from rollout import GrowingTree, Node, Place, RolloutConfig
+
+    config = RolloutConfig(num_generations=1 + case["budget"], num_initial=1, max_turn_tokens=20)
+    tree = GrowingTree([1, 2], "key", 0, config, SimpleNamespace(tokenizer=None, vocab_size=100))
+    (row,) = tree.rows
+    row.initial_entropy, turn = case["initial_entropy"], [5] * case["tokens"]
+    tree.tree.nodes.append(Node(turn, [-1.0] * len(turn), [1.0] * len(turn), "call"))
+    row.ids, row.node = row.ids + turn, 0
+    for n, new in enumerate(case["new"]):
+        row.ids, row.turn_start = [*row.ids, 8, 9], len(row.ids) + 2  # a result
+        row.start = replace(row, start=None, rank=0)
+        tree.tree.nodes.append(Node(turn, [-1.0] * len(turn), [2.0] * len(turn), "call", parent=n))
+        row.ids, row.node = row.ids + turn, n + 1
+        tree._branch(Place(row.start, row, n + 1, 2.0, n), new)
+    own = lambda rows: [
+        [r.ids, r.node, r.rank, None if math.isnan(r.initial_entropy) else r.initial_entropy, r.may_branch]
+        for r in rows
+    ]
+    keys, forks, left = {row.key}, [r for r in tree.rows if r is not row], tree.budget
+    keys |= {r.key for r in forks}
+    tree.rows, tree.fork = [], lambda: None  # all paths have ended; the rule is another exercise
+    tree.top_up()
+    keys |= {r.key for r in tree.rows}
+    fresh = own(tree.rows)
+    return {"forks": own(forks), "left": left, "from the prompt": fresh, "different keys": len(keys),
+            "budget at the end": tree.budget}  # fmt: skip
+
+
+EXERCISE = Exercise(
+    number=4,
+    title="Growing a tree",
+    minutes=35,
+    core=False,
+    task="Start `new` siblings at a place: rows like `start`, with keys of their own, that go on from `ids` behind "
+    "`node` "
+    "with the ranks 1, 2, …; take them off the budget. And once nothing goes on, start what is left of the budget from "
+    "the prompt, as paths that may not fork.",
+    idea="A sibling begins right after the result with its path's past and randomness of its own; every tree ends with "
+    "M "
+    "leaves.",
+    misconception="a fork copies a finished turn",
+    question="Why may the paths that fill up the budget not fork? What would the tree's size depend on if they did?",
+    blanks=(
+        Blank("rollout.py", "GrowingTree._branch", "for z in", "self.budget -="),
+        Blank("rollout.py", "GrowingTree.top_up", "if not self.rows:\n            self._start"),
+    ),
+    asks=(
+        "exercise 4: add new rows to self.rows (dataclasses.replace(start, ...) with key, ids, "
+        "source=place.row.source, "
+        "node and rank), and take them off self.budget",
+        "exercise 4: where no row goes on (self.rows is empty), start what is left of the budget from the prompt",
+    ),
+    modules=("rollout",),
+    hints=(
+        "A row's random numbers depend on its key and on the place of the token, and on nothing else.",
+        "`start` is the path as it left the result; `place.row` is the same path a turn later. `self._start` starts "
+        "paths from the prompt and takes them off the budget.",
+    ),
+    mistakes=(
+        Mistake(
+            "behind the next turn",
+            'own = dict(key=f"{start.key}/{len(ids)}.{z}", ids=ids, source=place.row.source, node=node, rank=z)',
+            'own = dict(key=f"{start.key}/{len(ids)}.{z}", ids=place.row.ids, source=0, node=place.turn, rank=z)',
+            "Your siblings begin behind the turn that followed the result: both have the same turn there, so you "
+            "forked "
+            "after the uncertainty was resolved.",
+        ),
+        Mistake(
+            "the origin's key",
+            'key=f"{start.key}/{len(ids)}.{z}"',
+            "key=start.key",
+            "Your sibling keeps its origin's key: it draws the same numbers and writes the same text. A group of "
+            "copies "
+            "has no variance, and teaches nothing.",
+        ),
+        Mistake(
+            "one key for all siblings",
+            'key=f"{start.key}/{len(ids)}.{z}"',
+            'key=f"{start.key}/{len(ids)}"',
+            "All siblings of a fork have one key: they draw the same numbers and are copies of each other.",
+        ),
+        Mistake(
+            "no top-up",
+            "            self._start(self.budget, may_branch=False)",
+            "            pass",
+            "You left the rest of the budget unspent. Questions that forked little have fewer leaves than M, and weigh "
+            "more or less than others.",
+        ),
+        Mistake(
+            "a fresh H_initial",
+            "self.rows.append(replace(start, **own))",
+            "self.rows.append(replace(start, **own, initial_entropy=math.nan))",
+            "Your siblings forgot H_initial. They share their path's beginning, so they compare with it, too.",
+        ),
+        Mistake(
+            "the top-up may fork",
+            "self._start(self.budget, may_branch=False)",
+            "self._start(self.budget, may_branch=True)",
+            "Your top-up may fork, but there is no budget left for it: the rule would be asked for nothing.",
+        ),
+        Mistake(
+            "forks for free",
+            "        self.budget -= new\n",
+            "",
+            "You did not take the siblings off the budget: the tree ends with more than M leaves.",
+        ),
+    ),
+)
