@@ -118,7 +118,7 @@ def judged():
 
 
 def test_the_shipped_model_has_something_to_learn_and_to_start_from(judged):
-    scores = [score for row in judged[2] for score in row]
+    scores = [score for result in judged[2] for score in result.attempts]
     assert 0.1 < sum(score.accuracy for score in scores) / len(scores) < 0.6
     assert sum(score.answer is None for score in scores) <= 2
     assert sum(score.calls >= 6 for score in scores) >= 20
