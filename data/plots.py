@@ -51,7 +51,7 @@ PANELS = {
     ),
     "branching": (
         "Branching",
-        "in a step",
+        "number in a step",
         {
             "decisions": "results at which the rule was asked",
             "forks": "new paths there",
@@ -118,7 +118,7 @@ def plot_line(axes, points: list[tuple[float, float]], label: str, colour: str, 
 
 
 def step_label(window: int) -> str:
-    return "training step" if window == 1 else f"training step (lines: running mean of {window} steps)"
+    return "training step" if window == 1 else f"training step (thick lines: running mean of {window} steps)"
 
 
 def plot_budget(axes, settings: dict) -> None:

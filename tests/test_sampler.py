@@ -54,6 +54,23 @@ def test_logprobs_and_entropies_equal_a_fresh_forward(tokenizer, settings):
     assert worst < 1e-4
 
 
+def test_top_p_draws_from_the_likeliest_tokens_alone(tokenizer):
+    """Guards: a share that is cut off before the temperature, or that changes the entropy that forks are decided by."""
+    model = random_model(tokenizer, 1)
+    sampler = Sampler(model, tokenizer)
+    sampler.top_p = 0.4
+    for tree in grow(sampler, num_initial=8, temperature=2.0):
+        for leaf in tree.leaves():
+            ids, spans = path_ids(tree, leaf)
+            raw = fresh_logp(model, ids)
+            probs = (raw / 2.0).softmax(-1)
+            for n, start in spans:
+                for token, entropy, t in zip(tree.nodes[n].ids, tree.nodes[n].entropies, range(start - 1, len(ids))):
+                    likelier = probs[t][probs[t] > probs[t, token] + 1e-6].sum()
+                    assert likelier < 0.4 + 1e-4
+                    assert abs(float(-(raw[t].exp() * raw[t]).sum()) - entropy) < 1e-4
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_logits_that_are_no_numbers_are_named(tokenizer, temperature, value):

@@ -178,6 +178,18 @@ train --num_minibatches 13
     --num_minibatches: expected at most --questions_per_step 12, found 13
 eval --samples 0
     --samples: expected at least 1, found 0
+eval --pass_k 1 9
+    --pass_k: expected from 1 to --samples 5, found 9
+eval --samples 2 --pass_k 0
+    --pass_k: expected from 1 to --samples 2, found 0
+eval --table paper
+    --table: expected beside --compare, whose results it shows, found alone
+eval --compare absent model
+    absent: expected a folder with results.json, or such a file, found none
+eval --ask --compare absent
+    --compare: expected without --ask, found --ask --compare absent
+train --dry_run --top_p 0.9
+    --top_p: expected 1 in training, which learns from all that was likely, found 0.9
 eval --samples 8.0
     --samples: expected a whole number, found '8.0'
 eval --count -5
