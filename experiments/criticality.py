@@ -46,7 +46,7 @@ PREDICTORS = {
 }
 OTHERS = ("question", "between", "half_1", "half_2", "total", "tokens", "reward")
 RESAMPLES = 400  # of the questions
-COINS = 20  # tosses over which the coin's choice is averaged
+COINS = 100  # tosses over which the coin's choice is averaged
 DECIDES = 0.02  # least criticality of a place whose entropy is not called irrelevant; a fair choice of 0 or 1 has 0.25
 Halves = Annotated[int, Limits(4)]  # a variance of each half
 
