@@ -170,10 +170,15 @@ def signal(cells: Cells, arm: str) -> Interval:
     """|E g|² over the trace of g's covariance, for each 100 tool calls that g took, at the start policy.
 
     Scalar products of independent gradients estimate |E g|², their squared lengths that and the trace together.
+    Passes over the same trees are no independent gradients: those of a batch are summed up.
     """
 
+    def of_batches(cell: dict) -> np.ndarray:
+        products, n = np.array(cell["gradients"]["products"]), len(cell["gradients"]["calls"])
+        return products.reshape(n, len(products) // n, n, len(products) // n).sum(axis=(1, 3))
+
     def estimate(seeds: list[int]) -> float:
-        products = [np.array(cells[arm][seed]["gradients"]["products"]) for seed in seeds]
+        products = [of_batches(cells[arm][seed]) for seed in seeds]
         n = len(products[0])
         length = np.mean([p.trace() / n for p in products])
         square = np.mean([(p.sum() - p.trace()) / (n * (n - 1)) for p in products])

@@ -112,17 +112,47 @@ def opening(cells: Cells, probes) -> list[str]:
 
 
 def knows(cells: Cells, probes: dict[str, dict]) -> list[str]:
-    parts = [
-        "## Does ΔH know anything?",
-        "With frozen policies, no training: at every tool result, how much the next turn decides, by nested sampling "
-        "(`python experiments/criticality.py`).",
+    """Policies as rows: what nested sampling found where they read tool results."""
+    summaries = {f"`{name}`": probe["summary"] for name, probe in probes.items()}
+    alone = lambda summary: {title: entry for title, entry in summary.items() if not isinstance(entry, dict)}
+    of = lambda group, column: {
+        name: {row: entry[column] for row, entry in summary[group].items() if column in entry}
+        for name, summary in summaries.items()
+    }
+    heading = "## Does ΔH know anything?"
+    if not probes:
+        return [heading, "Not measured yet."]
+    return [
+        heading,
+        "With frozen policies, no training. *Between* is the variance of the mean reward over the next turns that a "
+        "policy may write after a tool result: how much that turn decides. It is measured by nested sampling at every "
+        "result of trajectories without forks. *Total* is the variance of the reward below the result. Intervals are "
+        "95%, by bootstrap over questions; the files hold the numbers of each result.",
+        facts("policy", {name: alone(summary) for name, summary in summaries.items()}),
+        "Rank correlation with *between*. The last column is how far the samples agree with themselves:",
+        facts("policy", of("predictor", "rank correlation with between")),
+        "Where the rules would fork: *between* at the results that they choose, as a share of what the best ones hold. "
+        "These are known from the same noisy numbers, which flatters them; in the next column one half of the samples "
+        "chooses and the other judges.",
+        facts("policy", of("rule", "between held")),
+        "What forks save is calls, so here is *between* for each call that the new leaves cost, over that of a lot:",
+        facts("policy", of("rule", "per call, over a lot's")),
+        "\n".join(f"- {name}: {per_call(summary['rule'])}" for name, summary in summaries.items()),
+        "The same of *total*, since a fork above a decision samples that decision just as well, for more calls:",
+        facts("policy", of("rule", "total per call, over a lot's")),
+        *(f"`{name}`: `{probe['command']}`\n\n![{name}](criticality/{name}.png)" for name, probe in probes.items()),
     ]
-    for name, probe in probes.items():
-        parts += [f"**{name}**", f"![{name}](criticality/{name}.png)"]
-        alone = {title: entry for title, entry in probe["summary"].items() if not isinstance(entry, dict)}
-        groups = {"": alone} | {title: entry for title, entry in probe["summary"].items() if isinstance(entry, dict)}
-        parts += [facts(title, entries) for title, entries in groups.items() if entries]
-    return parts if probes else [*parts, "Not measured yet."]
+
+
+def per_call(rules: dict[str, dict]) -> str:
+    """The rules that find more criticality for their calls than a lot, and less; the intervals decide."""
+    found: dict[str, list[str]] = {"more than a lot": [], "less": [], "not told apart": []}
+    for name, row in rules.items():
+        ratio = row["per call, over a lot's"]
+        if ratio and name != "lot" and not name.startswith("best places"):
+            word = "more than a lot" if ratio[1] > 1 else "less" if ratio[2] < 1 else "not told apart"
+            found[word].append(name)
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items() if names)
 
 
 def facts(title: str, entries: dict) -> str:
@@ -203,8 +233,9 @@ def learns(cells: Cells, probes) -> list[str]:
     return [
         "## Does it learn faster per call, per token, per second?",
         "![curves](figures/curves.png)",
-        "Differences in points of mean accuracy while both arms spend the same (the area between the curves up to "
-        "where the shorter one ends), and of accuracy on held-out questions after the last step.",
+        "The bands are one standard error over seeds; paired differences are surer than they look. In points: mean "
+        "accuracy while both arms spend the same (the area between the curves up to where the shorter one ends), and "
+        "accuracy on held-out questions after the last step, whatever each had spent by then.",
         *differences(cells, pairs),
         "What an arm needs for equal accuracy, in percent more (+) or less (-) than the other, nine tenths of the way "
         "from the start to the lower of their best mean accuracies (the paper's figure 7; jackknife over seeds):",

@@ -111,10 +111,15 @@ def test_measures_worked_by_hand():
 
 
 def test_the_signal_of_a_gradient_worked_by_hand():
-    """A mean gradient of length 3 and noise of variance 1: products 9 between two gradients, 10 of one with itself."""
+    """A mean gradient of length 3 and noise of variance 1: products 9 between two gradients, 10 of one with itself.
+
+    Guards: two passes over a batch that are taken for two independent gradients.
+    """
     gradients = {"products": [[10, 9], [9, 10]], "calls": [50, 50]}
-    cells = {"arpo": {seed: {"gradients": gradients} for seed in range(3)}}
+    twice = {"products": np.repeat(np.repeat(gradients["products"], 2, 0), 2, 1).tolist(), "calls": [50, 50]}
+    cells = {arm: {seed: {"gradients": g} for seed in range(3)} for arm, g in (("arpo", gradients), ("twice", twice))}
     assert measures.signal(cells, "arpo").mean == pytest.approx(9 / 1 / 50 * 100)
+    assert measures.signal(cells, "twice") == measures.signal(cells, "arpo")
 
 
 def test_seeds_of_other_settings_are_refused(tmp_path):
