@@ -420,8 +420,7 @@ def tree_text(scored: Scored, policy: Policy, width: int) -> str:
 def merge(config: EvalConfig) -> None:
     """Writes a run's adapter and its base model as one model that `AutoModelForCausalLM` loads."""
     models.check_merge(config.model, config.merge)
-    dtype = models.pick_dtype(models.pick_device())  # not 4-bit, which would round what is merged
-    policy = Policy.load(config.model, dtype=dtype)
+    policy = open_policy(replace(config, load_in_4bit=False))  # which would round what is merged
     policy.adapter.merge_and_unload().save_pretrained(config.merge)
     policy.tokenizer.save_pretrained(config.merge)
     print(f"merged weights in {config.merge}")
