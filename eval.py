@@ -32,7 +32,7 @@ from data.memory import MemoryPlan, plan_memory
 from data.metrics import NOT_RUN, Scored
 from data.paper import DECODING
 from data.results import Kept, Result, Row, Score, answered, write_results
-from data.settings import Natural, NonNegative, Positive, first_look, given, one_line_errors, parse
+from data.settings import Natural, NonNegative, Positive, Questions, first_look, given, one_line_errors, parse
 from data.tables import comparison_table, gain, pass_table
 from data.web import OutOfBudget
 from data.worlds import find_question, strange_words, world_of
@@ -57,7 +57,7 @@ class EvalConfig(JudgeConfig):
     num_generations: Positive = 1  # M of --ask: leaves of its tree; with 1, the likeliest answer
     num_initial: Natural = 0  # N of --ask; default half of M
     split: Literal["all", "train", "dev", "test"] = "all"  # all: the test split of a set, and the whole of a file
-    count: Positive = 300  # questions at most
+    count: Questions = 300  # questions at most
     samples: Positive = 5  # trajectories for each question
     pass_k: tuple[int, ...] = ()  # the k of pass@k, at most --samples; default those of 1, 3 and 5
     output_dir: str = ""  # for the results; default runs/eval-MODEL-DATA-DIGEST, the digest being of all settings
@@ -420,8 +420,7 @@ def tree_text(scored: Scored, policy: Policy, width: int) -> str:
 def merge(config: EvalConfig) -> None:
     """Writes a run's adapter and its base model as one model that `AutoModelForCausalLM` loads."""
     models.check_merge(config.model, config.merge)
-    dtype = models.pick_dtype(models.pick_device())  # not 4-bit, which would round what is merged
-    policy = Policy.load(config.model, dtype=dtype)
+    policy = open_policy(replace(config, load_in_4bit=False))  # which would round what is merged
     policy.adapter.merge_and_unload().save_pretrained(config.merge)
     policy.tokenizer.save_pretrained(config.merge)
     print(f"merged weights in {config.merge}")

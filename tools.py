@@ -53,7 +53,7 @@ class ToolConfig(Settings):
     web_cache: str = ""  # file that keeps the live web's answers; with it a run can be repeated offline
     cache_mode: Literal["online", "offline", "refresh"] = "online"  # of web_cache
     max_paid_calls: Natural = 0  # to search services and readers, counted in web_cache; 0 is no limit
-    python_seconds: Annotated[float, Limits(1)] = 5.0  # of CPU that a program may take
+    python_seconds: Annotated[float, Limits(1, 3600)] = 5.0  # of CPU that a program may take
     allow_unsafe_python: bool = False  # run model-written code even where it cannot be confined
 
     @property
@@ -363,7 +363,18 @@ def load_tools(config: ToolConfig, split: str, sandbox: PythonSandbox, lent: Len
     make_world = partial(world_of, config.place_of_search, split)
     toolbox = Toolbox(make_tools(Surroundings(config, make_world, sandbox, lent or Lent())))
     toolbox.check()
+    refuse_in_vain(config, "browse" in toolbox.tools)
     return toolbox
+
+
+def refuse_in_vain(config: ToolConfig, reads: bool) -> None:
+    """Raises ValueError for settings of a reader, or of the web's cache, where there is none."""
+    if config.reader and not reads:
+        raise ValueError(f"--reader: expected pages to read (--search, --browse), found none with {config.reader}")
+    if config.reader_model and config.reader in ("", "base"):
+        raise ValueError(f"--reader_model: expected beside the URL of a --reader, found {config.reader_model} alone")
+    if not config.reader and config.place_of_search not in WebSearch.URLS and config.cache_mode != "online":
+        raise ValueError(f"--cache_mode {config.cache_mode}: expected the live web, found search in no such place")
 
 
 def tools_of_world(config: ToolConfig, sandbox: PythonSandbox, world: BuiltInWorld) -> dict[str, Tool]:

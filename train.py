@@ -42,7 +42,7 @@ from data.outline import describe
 from data.presets import PRESETS, preset_settings
 from data.processes import dealt_back, everyones, merged, my_share, summed
 from data.results import write_results
-from data.settings import Natural, Positive, first_look, known, one_line_errors, parse
+from data.settings import Natural, Positive, Questions, first_look, known, one_line_errors, parse
 from data.tiny import tiny_config
 from data.web import OutOfBudget
 from data.worlds import is_world
@@ -97,8 +97,8 @@ class TrainConfig(JudgeConfig, UpdateConfig, OptimizerConfig, DemonstrationConfi
     max_resamples: Natural = 3  # rounds of replacement
     overlong_buffer: Natural = 0  # tokens before the limit over which the length penalty grows (DAPO); 0 is off
     eval_steps: Positive = 10  # evaluate on dev questions every so many steps
-    eval_questions: Positive = 100  # dev questions
-    test_questions: Positive = 300  # held-out questions of the final table
+    eval_questions: Questions = 100  # dev questions
+    test_questions: Questions = 300  # held-out questions of the final table
     threads: Natural = 0  # of torch on the CPU; 0 leaves it alone
     dry_run: bool = False  # say what would be done, and stop
 

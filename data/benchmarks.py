@@ -150,7 +150,7 @@ def find_rows(name: str, hub_set: Benchmark | None, split: str, what: str, known
         )
     if hub_set and not path:
         return hub_rows(hub_set, name, split)
-    around = [other.name for other in path.parent.glob("*")] if path else known
+    around = {other.name for other in path.parent.glob("*")} - {path.name} if path else known
     meant = difflib.get_close_matches(path.name if path else name, around, 1, 0.8)
     hint = f"; did you mean {meant[0]}?" if meant else f"; {MIXTURE}" if re.search("[=,]", name) else ""
     if path:
@@ -196,6 +196,8 @@ def _part(questions: list[Question], split: str, name: str, sides: dict[str, str
 
     Repeats of a question go with the first, those in the files of one mixture too.
     """
+    if not any(question.answers for question in questions):
+        raise ValueError(f"{name}: expected answers to train and test on, found none in {len(questions):,} questions")
     texts = [" ".join(STOPS.sub("", question.question.casefold()).split()) for question in questions]
     different = list(dict.fromkeys(texts))
     repeats = len(texts) - len(different)

@@ -68,7 +68,10 @@ def expert_turns(actions: list[Action], tools: Tools) -> Iterator[tuple[str, str
 def check_file(config: DemonstrationConfig) -> None:
     """Reads conversations that lie in a file; ValueError or OSError says what is wrong with it."""
     if path_of(config.sft_data):
-        load_conversations(config.sft_data)
+        conversations, skipped = load_conversations(config.sft_data)
+        if not conversations:
+            told = describe_skipped(config.sft_data, len(skipped), skipped)
+            raise ValueError(f"expected conversations to learn from, found no usable row in {told}")
 
 
 def conversation_set(tokenizer, config: DemonstrationConfig) -> list[Example]:

@@ -102,7 +102,8 @@ class TrajectoryConfig(Settings):
 def parse_limits(text: str) -> dict[str, int]:
     """Calls of a trajectory by tool: "search=3,python=5". Raises ValueError."""
     parts = [part.partition("=") for part in text.split(",") if part]
-    if not all(tool in Tool.known and number.isdigit() for tool, _, number in parts):
+    known = all(tool in Tool.known and number.isdecimal() for tool, _, number in parts)
+    if not known or len({tool for tool, *_ in parts}) < len(parts):
         names = ", ".join(Tool.known)
         raise ValueError(f'--tool_limits: expected such as "search=3,python=5" with {names}, found {text!r}')
     return {tool: int(number) for tool, _, number in parts}

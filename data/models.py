@@ -12,22 +12,27 @@ import json
 import math
 import os
 import re
+import struct
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
 from data.benchmarks import world_in
 from data.format import TrajectoryConfig, check_prompt, encode_chat
-from data.runs import read_about
+from data.runs import no_file, read_about, write_whole
 from data.settings import Settings
 
 # The built-in models' weights, each for the world that it has learned; the README says how they were made.
@@ -142,21 +147,44 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{config}: expected an object, found {type(read).__name__}")
     if config.name == CONFIGS[0]:
         base_of(str(folder))
-    elif not [*folder.glob("*.safetensors*"), *folder.glob("*.bin*")]:
-        raise ValueError(f"--model {folder}: expected weights beside config.json, found none")
+    if not [*folder.glob("*.safetensors*"), *folder.glob("*.bin*")]:
+        raise ValueError(f"--model {folder}: expected weights beside {config.name}, found none")
+    try:
+        read.get("model_type") and AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(f"{config}: expected a model's configuration, found {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def as_value_errors() -> Iterator[None]:
+    """What torch, safetensors and the hub's library raise of a broken model becomes a ValueError with one line."""
+    try:
+        yield
+    except UnpicklingError:
+        raise ValueError("a .bin file that holds no tensors") from None
+    except (RuntimeError, EOFError, SafetensorError, StrictDataclassError, struct.error) as error:
+        raise ValueError(f"{' '.join(str(error).split()):.300}") from None
 
 
 def unpack_gguf(file: Path) -> Path:
     """The folder beside a GGUF file that holds it in Hugging Face form, dequantised; made when first asked for."""
-    folder = file.with_suffix("")
-    if not (folder / "tokenizer_config.json").exists():
-        if importlib.util.find_spec("gguf") is None:
-            raise ValueError("reading a .gguf file needs: pip install gguf")
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError("reading a .gguf file needs: pip install gguf")
+
+    @as_value_errors()
+    def write(folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
         model.hf_quantizer = None  # the weights are plain numbers by now, though transformers will not say so
         del model.config.quantization_config
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)  # last: it is whole
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+    folder = file.with_suffix(".unpacked")  # a name that no other model has
+    try:
+        if not folder.exists() and not write_whole(folder, write):
+            raise OSError(f"{file} could not be unpacked to {folder}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file}: expected a GGUF file that transformers can read, found: {error}") from None
     return folder
 
 
@@ -168,7 +196,8 @@ def check_merge(model: str, folder: str) -> None:
     """Raises ValueError where a merged model would replace something, or there is nothing to merge."""
     if not is_adapter(model):
         raise ValueError(f"--merge: expected an adapter's folder ({CONFIGS[0]}) as --model, found {model}")
-    if Path(folder).exists() and not (Path(folder).is_dir() and not any(Path(folder).iterdir())):
+    no_file(Path(folder), "--merge")
+    if Path(folder).exists() and any(Path(folder).iterdir()):
         raise ValueError(f"--merge {folder}: expected a new or empty folder, found something there")
 
 
@@ -185,17 +214,20 @@ def base_of(name: str) -> str:
     return base
 
 
+@as_value_errors()
 def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, dtype: torch.dtype) -> tuple:
     """(model, tokenizer, adapter, reference) of a hub id or a folder; an adapter's folder brings its base along.
 
     `lora_r` 0: all weights are to be trained, and the reference is a frozen copy. Above: LoRA of that rank on all
     linear layers, alpha = 2 r; the adapter is the peft wrapper around the model. None: nothing is to be trained.
+    On the device "meta" nothing but names and shapes is read.
     """
     check_bits(lora_r, load_in_4bit)
     quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    model = read_weights(base_of(name), device, dtype=dtype, quantization_config=quantized if load_in_4bit else None)
+    quantized = quantized if load_in_4bit else None  # on the device where it will stay
+    model = read_weights(base_of(name), dtype=dtype, quantization_config=quantized, device_map={"": device})
     for layer in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes would repack the weights at the first sampled token, for good and
         # in a form without gradients.
@@ -203,7 +235,10 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
             layer.support_avx512bf16_for_cpu = False
     refuse_layers(model.config)
     switch_off_dropout(model)
-    tokenizer = read_tokenizer(name)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if not tokenizer.encode("a word", add_special_tokens=False):
+        raise ValueError("expected a tokenizer beside the weights, found none that knows a word")
+    check_prompt(tokenizer)
     if not (is_adapter(name) or lora_r):
         reference = copy.deepcopy(model).requires_grad_(False).eval() if lora_r == 0 else None
         return model.eval(), tokenizer, None, reference
@@ -221,20 +256,13 @@ def load_model(name: str, lora_r: int | None, load_in_4bit: bool, device: str, d
     return adapter.get_base_model().eval(), tokenizer, adapter, None
 
 
-def read_weights(name: str, device: str, **how):
-    """The model of a hub id or a folder on a device; "meta" looks at names and shapes alone.
-
-    Raises ValueError for torn files, and for weights that are missing or of another shape: transformers would only
-    warn, and make them up at random.
-    """
-    quiet = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    before = logging.get_verbosity()
+def read_weights(name: str, **how):
+    """The model of a hub id or a folder. Raises ValueError for weights that are missing or of another shape, where
+    transformers would only warn, and make them up at random."""
+    quiet, before = {"output_loading_info": True, "ignore_mismatched_sizes": True}, logging.get_verbosity()
     logging.set_verbosity_error()
-    try:  # quantised on the device where it will stay
-        load = AutoModelForCausalLM.from_pretrained
-        model, told = load(name, attn_implementation="sdpa", device_map={"": device}, **quiet, **how)
-    except (RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"{error}") from None
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sdpa", **quiet, **how)
     finally:
         logging.set_verbosity(before)
     if missing := sorted(told["missing_keys"]):
@@ -246,26 +274,14 @@ def read_weights(name: str, device: str, **how):
     return model
 
 
-def read_tokenizer(name: str):
-    """The tokenizer beside a model's weights, which can write a prompt. Raises ValueError or OSError."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if not tokenizer.encode("a word", add_special_tokens=False):
-        raise ValueError("expected a tokenizer beside the weights, found none that knows a word")
-    check_prompt(tokenizer)
-    return tokenizer
-
-
 def check_whole(model: str) -> None:
     """Raises ValueError if a model that lies here could not be loaded, as far as its files' headers show."""
     name = resolve_model(model)
-    if not Path(base_of(name)).is_dir():
-        return
     try:
-        refuse_layers(read_weights(base_of(name), "meta").config)
-        read_tokenizer(name)
-        if is_adapter(name):
-            safe_open(Path(name) / "adapter_model.safetensors", "pt").keys()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        if Path(base_of(name)).is_dir():
+            with warnings.catch_warnings(action="ignore"):  # of tensors that are not copied
+                load_model(name, None, False, "meta", torch.float32)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise cannot_load(name, error) from None
 
 

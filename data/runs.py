@@ -237,10 +237,15 @@ def rehearse(config: RunConfig) -> None:
     if config.report_to != "none":
         import_module("torch.utils.tensorboard" if config.report_to == "tensorboard" else config.report_to)
     folder = Path(config.output_dir)
-    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
-        raise ValueError(f"--output_dir {folder}: expected a folder, found a file ({file})")
+    no_file(folder, "--output_dir")
     if config.resume in ("", "auto"):
         refuse_to_lose(folder, config.overwrite)
+
+
+def no_file(folder: Path, flag: str) -> None:
+    """Raises ValueError where a file stands in the way of a folder."""
+    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
+        raise ValueError(f"{flag} {folder}: expected a folder, found a file ({file})")
 
 
 def refuse_to_lose(folder: Path, overwrite: bool) -> None:
@@ -312,12 +317,13 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> bool:
         partial.rename(folder)
         return True
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
-        reason, full = str(error).splitlines()[0], disk_is_full(error, folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        if not full:
+        reason = str(error).splitlines()[0]
+        if not disk_is_full(error, folder):
             raise OSError(f"could not write {folder} ({reason})") from None
         tqdm.write(f"could not write {folder} ({reason}); what was saved before is untouched")
         return False
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def disk_is_full(error: Exception, folder: Path) -> bool:

@@ -37,6 +37,7 @@ Positive = Annotated[int, Limits(1, MOST)]
 Natural = Annotated[int, Limits(0, MOST)]
 NonNegative = Annotated[float, Limits(0)]
 Share = Annotated[float, Limits(0, 1)]
+Questions = Annotated[int, Limits(1, 100_000)]  # more than anybody waits for
 
 # Flags and values of version 0.1 that are called otherwise now. They are accepted for one more release.
 RENAMED = {"beta": "kl_coef", "shuffle_entropy": "score"}

@@ -605,7 +605,9 @@ eval --merge merged
 eval --merge merged --model model
     --merge: expected an adapter's folder (adapter_config.json) as --model, found model
 eval --merge taken --model lost_adapter
-    --merge taken: expected a new or empty folder, found something there
+    --merge taken: expected a folder, found a file (taken)
+eval --merge taken/merged --model lost_adapter
+    --merge taken/merged: expected a folder, found a file (taken)
 eval --merge model --model vain_adapter
     --merge model: expected a new or empty folder, found something there
 train --dry_run --stage sft --output_dir runs/finished
