@@ -1,11 +1,12 @@
 """The command line of the course. Without a command it prints GUIDE."""
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
-from exercises import copies, grading
+from exercises import copies, grading, hunt
 from exercises.copies import Copy
 from exercises.course import Exercise, load_course
 from exercises.patches import ROOT
@@ -17,6 +18,7 @@ Exercises about ARPO: you write the heart of it yourself, and are told in second
   python -m exercises list            the exercises, their places in the copy, and how far you are
   python -m exercises grade           checks all that you wrote; `grade 3` checks exercise 3
   python -m exercises hint 3          a hint; once more, the next one
+  python -m exercises bug             plants a bug, makes a run with it and one without, and lets you find it
 
 Run these here, in the checkout; write in the copy, with your editor. Any order will do; the first three are 1, 5, 6.
 Solutions are a file away, in this checkout: not looking is up to you.
@@ -46,21 +48,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m exercises", description=GUIDE, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", parser_class=Parser)
 
-    def command(run, *, copy: bool = True, **positionals):
-        own = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
+    def command(name: str, run, copy: bool = True) -> argparse.ArgumentParser:
+        own = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         own.set_defaults(run=run)
-        for name, how in positionals.items():
-            own.add_argument(name, **how)
         if copy:
             own.add_argument("--copy", type=Path, help="the student's copy; default the only ../arpo-*")
         return own
 
-    number = dict(type=int, metavar="N")
-    begin = command(start, copy=False, name=dict(metavar="NAME"))
+    begin = command("start", start, copy=False)
+    begin.add_argument("name", metavar="NAME")
     begin.add_argument("--folder", type=Path, help="default ../arpo-NAME")
-    command(list_, numbers=dict(**number, nargs="*")).prog = "python -m exercises list"
-    command(grade, numbers=dict(**number, nargs="*")).add_argument("--seed", type=int, help="other inputs")
-    command(hint, number=number)
+    command("list", show_list).add_argument("numbers", metavar="N", nargs="*", type=int)
+    check = command("grade", grade)
+    check.add_argument("numbers", metavar="N", nargs="*", type=int)
+    check.add_argument("--seed", type=int, help="other inputs than those of the copy's own seed")
+    command("hint", hint).add_argument("number", metavar="N", type=int)
+    hunting = command("bug", bug)
+    hunting.add_argument("--check", action="store_true", help="what of your answer is right, and of your test")
+    hunting.add_argument("--level", type=int, choices=(1, 2, 3), default=0, help="1 is easy to find; default any")
+    hunting.add_argument("--seed", type=int, help="default the copy's own; the same for all is one bug for a class")
     return parser
 
 
@@ -95,7 +101,7 @@ def start(flags) -> int:
     return 0
 
 
-def list_(flags) -> int:
+def show_list(flags) -> int:
     """the exercises and how far one is"""
     done = {}
     try:
@@ -113,9 +119,6 @@ def list_(flags) -> int:
         if flags.numbers:
             print(f"\n{exercise.task}\n")
     return 0
-
-
-list_.__name__ = "list"
 
 
 def hint(flags) -> int:
@@ -148,6 +151,31 @@ def grade(flags) -> int:
     if blank:
         print(f"still blank: {', '.join(map(str, blank))}")
     return 0 if all(verdict.right for verdict in verdicts) else 1
+
+
+def bug(flags) -> int:
+    """plants a bug and makes a run with it and one without; --check judges your answer and your test"""
+    copy = the_copy(flags)
+    about = copy.folder / "hunt.json"
+    if not flags.check:
+        seed = copy.seed if flags.seed is None else flags.seed
+        print("two short runs are made, which takes a minute or two", flush=True)
+        hunt.plant(hunt.Hunt.of(copy, seed, flags.level))
+        about.write_text(json.dumps({"seed": seed, "level": flags.level}), encoding="utf-8")
+        print(f"{copy.folder / 'hunt'} has the runs A and B, answer.txt and test_hunt.py, both for you to fill in.")
+        print("Then: python -m exercises bug --check")
+        return 0
+    if not about.exists():
+        raise ValueError(f"expected a hunt in {copy.folder}, found none: python -m exercises bug begins one")
+    found, said = hunt.check(hunt.Hunt.of(copy, **json.loads(about.read_text(encoding="utf-8"))))
+    for what, right in found.items():
+        print(f"{'yes' if right else 'no ':3s}  {what}")
+    if not (found["the test passes without the bug"] and found["the test fails with the bug"]):
+        print(
+            f"what pytest said {'without' if not found['the test passes without the bug'] else 'with'} the bug:\n{said}"
+        )
+    copy.note({"time": round(time.time()), "hunt": [what for what, right in found.items() if right]})
+    return 0 if all(found.values()) else 1
 
 
 if __name__ == "__main__":

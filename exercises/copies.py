@@ -80,7 +80,8 @@ def write_project(folder: Path, texts: dict[str, str]) -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for file in project_files():
         (folder / file).write_text(texts.get(file) or source(file), encoding="utf-8")
-    shutil.copytree(ROOT / "data" / "tiny_model", folder / "data" / "tiny_model", dirs_exist_ok=True)
+    for model in sorted((ROOT / "data").glob("*_model")):
+        shutil.copytree(model, folder / "data" / model.name, dirs_exist_ok=True)
     for name in KEPT:
         shutil.copy(ROOT / name, folder / name)
 

@@ -17,7 +17,7 @@ from exercises.course import Exercise, Mistake, close
 from exercises.patches import ROOT
 
 SECONDS = 10  # of processor time for an exercise; the first needs some to load what the project stands on
-PATIENCE = 150  # seconds by the clock, after which the student's process is ended
+PATIENCE = 300  # seconds by the clock, after which the student's process is ended
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,19 @@
 
 import itertools
 import json
+import math
 import os
+import shutil
+import sys
+from importlib import import_module
 
 import pytest
 
 from exercises import __main__ as command
-from exercises import copies, grading
+from exercises import copies, grading, hunt
+from exercises.bugs import BUGS, Bug
 from exercises.course import close, load_course
-from exercises.patches import ROOT, Blank, Swap, blanked, source, taken_out
+from exercises.patches import ROOT, Blank, Swap, blanked, loaded, source, swapped, taken_out
 
 COURSE = load_course()
 by_number = pytest.mark.parametrize("exercise", COURSE, ids=lambda e: f"E{e.number}")
@@ -90,27 +95,36 @@ def write(copy, number, text):
 
 def test_a_students_own_process(copy, monkeypatch, capsys):
     """As a student has it: the right, the wrong, the endless, the blank, and one who reads the solution."""
+    write(copy, 5, "own += [1] * len(turn_ids) + [0] * len(result_ids)")
     write(copy, 6, "return rewards - rewards.median(-1, keepdim=True).values")
     write(copy, 7, "print('here I am')\n    while True:\n        pass")
     write(copy, 8, f"print(open({str(ROOT / 'advantage.py')!r}).read())")
-    for file in ("rollout.py", "arpo.py", "eval.py", "data/grading.py"):
-        (copy.folder / file).write_text(source(file))
     monkeypatch.setattr(grading, "SECONDS", 3)
-    started = os.times().children_user
-    assert command.main(["grade", "--copy", str(copy.folder)]) == 1
-    assert os.times().children_user - started < 30  # the endless one takes 3 of them
+    assert command.main(["grade", "5", "6", "7", "8", "--copy", str(copy.folder)]) == 1
     told = capsys.readouterr().out
     assert "exercise 6, Advantages of a group: not yet" in told and "You took the median." in told
     assert "your code did not come to an end" in told and ("while True" in told or "pass" in told)
-    assert f"the exercises are to be solved in {copy.folder}" in told and "still blank: 5" in told
+    assert f"the exercises are to be solved in {copy.folder}" in told
     kinds = {note["exercise"]: (note["kind"], note["mistake"]) for note in copy.notes()}
-    found = {6: ("known", "median"), 7: ("error", ""), 8: ("error", "")}
-    assert kinds == found | {number: ("right", "") for number in (1, 2, 3, 4, 9, 10, 11, 12)}
+    assert kinds == {5: ("right", ""), 6: ("known", "median"), 7: ("error", ""), 8: ("error", "")}
+
+
+@pytest.mark.slow
+def test_the_whole_course_is_graded_in_seconds(tmp_path):
+    """Once blank, once right; each by itself in less than 10 seconds of processor time."""
+    blank = copies.make_copy(tmp_path / "blank", "ada", 5)
+    assert {verdict.kind for verdict in grading.grade(blank, COURSE, 5)} == {"blank"}
+    right = copies.make_copy(tmp_path / "right", "ada", 5)
+    copies.write_project(right.folder, {})
+    for exercise in COURSE:
+        started = os.times().children_user
+        (verdict,) = grading.grade(right, [exercise], 5)
+        assert verdict.right and os.times().children_user - started < 10
 
 
 def test_what_a_student_changed_can_be_made_again(copy):
     made = json.loads(json.dumps(copy.changes()))
-    assert set(made) == {"advantage.py", "arpo.py", "data/grading.py", "eval.py", "rollout.py"}
+    assert set(made) == {"advantage.py", "data/format.py"}
     for file, own in made.items():
         assert copies.edited(copies.blank_texts()[file], own) == (copy.folder / file).read_text()
 
@@ -148,3 +162,116 @@ def test_the_guide_names_every_command(capsys):
     guide = capsys.readouterr().out
     for name in command.build_parser()._subparsers._group_actions[0].choices:
         assert f"python -m exercises {name}" in guide or f"  {name}" in guide, name
+
+
+# ---------------------------------------------------------------------------------- the bug hunt
+
+CHEAP = [
+    ("statistics over the batch", ["group"]),
+    ("entropy before the result", ["tokenizer", "after", 3.0]),
+    ("one H_initial for all trees", ["tokenizer"]),
+]
+
+
+def planted(bug: Bug, folder, *tests: str):
+    """The project with a bug, and some files of its tests."""
+    copies.write_project(folder, swapped([bug.swap]))
+    (folder / "tests").mkdir()
+    for name in ("conftest.py", *tests):
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
+    return folder
+
+
+def caught(bugs, place) -> dict[str, int]:
+    """The exit codes of each bug's own test, with the bug in the code."""
+    files = [bug.caught_by.partition("::")[0].removeprefix("tests/") for bug in bugs]
+    folders = [planted(bug, place / str(n), file) for n, (bug, file) in enumerate(zip(bugs, files))]
+    codes = hunt.run_tests(folders, [bug.caught_by for bug in bugs])
+    return {bug.name: code for bug, code in zip(bugs, codes)}
+
+
+def test_bugs_have_one_place_and_a_name_each():
+    """A fragment that fits no place or two is a LookupError; a bug that breaks the syntax is found here, too."""
+    assert len(BUGS) >= 10 and len({bug.name for bug in BUGS}) == len({bug.swap for bug in BUGS}) == len(BUGS)
+    for bug in BUGS:
+        (text,) = swapped([bug.swap]).values()
+        compile(text, bug.swap.file, "exec")
+        file, _, function = bug.place.partition(":")
+        first, last = Blank(file, function, "").lines(source(file))
+        before = source(file)[: source(file).index(bug.swap.old)].count("\n") + 1
+        assert first <= before <= last, bug.name
+
+
+@pytest.mark.parametrize("name, arguments", CHEAP)
+def test_bugs_are_caught(name, arguments, tokenizer, monkeypatch):
+    """Some of them, in this process; the slow test below has all."""
+    (bug,) = [bug for bug in BUGS if bug.name == name]
+    file, _, test = bug.caught_by.removeprefix("tests/").partition("::")
+    own = file.removesuffix(".py"), "conftest"  # made anew, since they import what the bug is in
+    before = {module: sys.modules.pop(module, None) for module in own}
+    try:
+        with loaded(swapped([bug.swap]), [bug.swap.file.removesuffix(".py")]):
+            check = getattr(import_module(own[0]), test)
+            arguments = [tokenizer if value == "tokenizer" else value for value in arguments]
+            with pytest.raises(AssertionError):
+                check(*arguments)
+    finally:
+        for module, old in before.items():
+            sys.modules.pop(module, None)
+            if old:
+                sys.modules[module] = old
+
+
+def test_a_hunt_is_a_function_of_its_seed(copy):
+    hunts = [hunt.Hunt.of(copy, seed, 0) for seed in range(60)]
+    assert hunts == [hunt.Hunt.of(copy, seed, 0) for seed in range(60)]
+    assert len({h.bug for h in hunts}) > 10 and {h.bugged for h in hunts} == {"A", "B"}
+    assert {hunt.Hunt.of(copy, seed, 1).bug.level for seed in range(9)} == {1}
+
+
+@pytest.mark.slow
+def test_every_bug_is_caught_by_the_test_that_it_names(tmp_path):
+    assert caught(BUGS, tmp_path) == {bug.name: 1 for bug in BUGS}
+
+
+@pytest.mark.slow
+def test_every_bug_survives_three_steps_of_training(tmp_path):
+    """Silent: no error, no alarm that ends the run, finite numbers."""
+    flags = "--max_steps 3 --questions_per_step 2 --eval_questions 4 --eval_steps 9 --test_questions 4 --output_dir run"
+    folders = [planted(bug, tmp_path / str(n)) for n, bug in enumerate(BUGS)]
+    jobs = [
+        {"folder": str(folder), "command": "train", "arguments": flags.split(), "log": str(folder / "log")}
+        for folder in folders
+    ]
+    codes = hunt.run_jobs(jobs)
+    assert {bug.name: code for bug, code in zip(BUGS, codes)} == {bug.name: 0 for bug in BUGS}
+    for folder in folders:
+        rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert len(rows) == 4 and all(math.isfinite(value) for row in rows for value in row.values())
+
+
+@pytest.mark.slow
+def test_a_students_test_is_run_with_and_without_the_bug(copy, capsys):
+    """Guards: a test that fails on both counted as a catch; and that the answer tells nothing of the bug by itself."""
+    found = hunt.Hunt(copy.folder / "hunt", BUGS[-3], "B")
+    assert found.bug.name == "statistics over the batch"
+    found.folder.mkdir()
+    shutil.copy(ROOT / "tests" / "test_advantage.py", found.folder / "test_hunt.py")
+    (found.folder / "answer.txt").write_text("run: b\nplace: advantage.py:centred()\nsymptom: sums that are not 0\n")
+    judged, said = hunt.check(found)
+    assert all(judged.values()) and len(judged) == 5 and "failed" in said
+
+
+@pytest.mark.slow
+def test_a_hunt_from_beginning_to_end(copy, capsys):
+    flags = ["--copy", str(copy.folder)]
+    shutil.rmtree(copy.folder / "hunt", ignore_errors=True)
+    assert command.main(["bug", *flags]) == 0
+    place = copy.folder / "hunt"
+    assert {file.name for file in place.iterdir()} == {"A", "B", "answer.txt", "test_hunt.py"}
+    runs = [(place / run / "metrics.jsonl").read_text() for run in "AB"]
+    assert runs[0] != runs[1]
+    assert command.main(["bug", "--check", *flags]) == 1
+    told = capsys.readouterr().out
+    assert "yes  the test passes without the bug" in told and "no   the test fails with the bug" in told
+    assert command.main(["bug", *flags]) == 2

@@ -1,0 +1,145 @@
+"""The bug hunt: two runs, one of them with a planted bug, and a check of the test with which a student catches it.
+
+The student sees what the two runs left, A and B, and not the code that made them; says which run has the bug, in which
+function it must be, and what shows it; and writes a test that fails with the bug and passes without. Left out: the
+bugs themselves (`bugs.py`).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from exercises.bugs import BUGS, Bug
+from exercises.copies import Copy, write_project
+from exercises.patches import ROOT, swapped
+
+# One command for all bugs, so that it gives none away: with it each of them shows somewhere.
+FLAGS = (
+    "--max_steps 6 --questions_per_step 6 --temperature 0.8 --num_iterations 2 --save_trees_steps 1 --reward_bonus 0.3 "
+    "--eval_steps 6 --eval_questions 20 --test_questions 20 --learning_rate 1e-3 --warmup_steps 0"
+)
+SEEN = "metrics.jsonl", "run.json", "table.txt", "trees", "plots"  # of a run
+ANSWER = """\
+Two runs of one command, with one seed. One was made with a bug in the project's code.
+
+    python train.py {flags}
+
+Say here, behind the colons, what you found; then, in the checkout: python -m exercises bug --check
+
+run:      (A or B, the one with the bug)
+place:    (file:function where it must be, such as advantage.py:loss_weights)
+symptom:  (what gave it away, in a sentence)
+"""
+TEST = '''\
+"""A test that fails with the bug and passes without it. It is run as one of the project's tests: `tests/conftest.py` in
+the checkout has small models (`random_model`), scripted ones (`ScriptedSampler`) and `grow`, which grows their trees.
+"""
+
+from conftest import grow, random_model
+
+from rollout import Sampler
+
+
+def test_every_tree_has_its_leaves(tokenizer):
+    trees = grow(Sampler(random_model(tokenizer), tokenizer), num_generations=8)
+    assert [len(tree.leaves()) for tree in trees] == [8, 8]  # true with the bug as well: write something better
+'''
+
+
+@dataclass(frozen=True)
+class Hunt:
+    folder: Path
+    bug: Bug
+    bugged: str  # A or B
+
+    @classmethod
+    def of(cls, copy: Copy, seed: int, level: int) -> "Hunt":
+        """The same for the same seed. Levels: 1 is easy to find, 0 is any."""
+        rng = Random(f"{seed}/hunt")
+        return cls(copy.folder / "hunt", rng.choice([b for b in BUGS if level in (0, b.level)]), rng.choice("AB"))
+
+    def texts(self, run: str) -> dict[str, str]:
+        return swapped([self.bug.swap]) if run == self.bugged else {}
+
+
+def plant(hunt: Hunt, flags: str = FLAGS) -> None:
+    """Makes the two runs and what the student fills in. Raises ValueError where there is a hunt already."""
+    if hunt.folder.exists():
+        raise ValueError(f"{hunt.folder}: expected no hunt yet, found one; delete the folder to begin another")
+    with tempfile.TemporaryDirectory() as place:
+        jobs = []
+        for run in "AB":
+            write_project(Path(place) / run, hunt.texts(run))
+            arguments = [*flags.split(), "--output_dir", "run"]
+            jobs.append({"folder": f"{place}/{run}", "command": "train", "arguments": arguments, "log": f"{place}/log"})
+        if any(codes := run_jobs(jobs)):
+            raise ValueError(f"expected two runs, found exit codes {codes}: {Path(place, 'log').read_text()[-500:]}")
+        for run in "AB":
+            (hunt.folder / run).mkdir(parents=True)
+            for name in SEEN:
+                shutil.move(Path(place) / run / "run" / name, hunt.folder / run / name)
+    (hunt.folder / "answer.txt").write_text(ANSWER.format(flags=flags), encoding="utf-8")
+    (hunt.folder / "test_hunt.py").write_text(TEST, encoding="utf-8")
+
+
+def check(hunt: Hunt) -> tuple[dict[str, bool], str]:
+    """What of the student's answer is right, the test with and without the bug included; and what pytest said."""
+    if not (hunt.folder / "answer.txt").exists():
+        raise ValueError(f"expected a hunt in {hunt.folder}, found none: python -m exercises bug")
+    said = read_answer(hunt.folder / "answer.txt")
+    with tempfile.TemporaryDirectory() as place:
+        trees = {run: Path(place) / run for run in "AB"}
+        for run, folder in trees.items():
+            write_project(folder, hunt.texts(run))
+            (folder / "tests").mkdir()
+            shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
+            shutil.copy(hunt.folder / "test_hunt.py", folder / "tests")
+        codes = dict(zip(trees, run_tests(list(trees.values()), ["tests/test_hunt.py"] * 2)))
+        logs = {run: (folder / "log").read_text(encoding="utf-8") for run, folder in trees.items()}
+    clean = "A" if hunt.bugged == "B" else "B"
+    found = {
+        "the run": said["run"].upper() == hunt.bugged,
+        "the place": said["place"].removesuffix("()").rpartition(".")[2] == hunt.bug.place.rpartition(".")[2]
+        or said["place"].removesuffix("()") == hunt.bug.place,
+        "a symptom is named": bool(said["symptom"]) and not said["symptom"].startswith("("),
+        "the test passes without the bug": codes[clean] == 0,
+        "the test fails with the bug": codes[hunt.bugged] == 1,
+    }
+    return found, logs[clean] if codes[clean] else logs[hunt.bugged]
+
+
+def read_answer(file: Path) -> dict[str, str]:
+    """What stands behind the colons. Raises ValueError."""
+    said = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        name, colon, text = line.partition(":")
+        if colon and name in ("run", "place", "symptom"):
+            said[name] = text.strip()
+    if len(said) != 3:
+        raise ValueError(f"{file}: expected lines that begin with run:, place: and symptom:, found {', '.join(said)}")
+    return said
+
+
+def run_tests(folders: list[Path], tests: list[str]) -> list[int]:
+    """pytest's exit code in each folder: 0 passed, 1 failed, else it did not run. What it said is in the file `log`."""
+    jobs = [
+        {"folder": str(folder), "command": "pytest", "arguments": [test], "log": str(folder / "log")}
+        for folder, test in zip(folders, tests)
+    ]
+    return run_jobs(jobs)
+
+
+def run_jobs(jobs: list[dict]) -> list[int]:
+    """Exit codes, in the jobs' order."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", str(Path(__file__).with_name("forks.py"))]
+    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise ValueError(f"expected {len(jobs)} jobs to run, found: {done.stderr.strip()[-500:]}")
+    return [int(line) for line in done.stdout.split()]
