@@ -63,8 +63,8 @@ def _draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> Tensor
         tokens = logp.argmax(-1, keepdim=True)
     else:
         if temperature != 1 or top_p < 1:
-            scaled = logits.float() / temperature
-            logp = (TopPLogitsWarper(top_p)(None, scaled) if top_p < 1 else scaled).log_softmax(-1)
+            logp = logits.float() / temperature
+            logp = (TopPLogitsWarper(top_p)(None, logp) if top_p < 1 else logp).log_softmax(-1)
         cdf = logp.double().exp_().cumsum_(-1)
         tokens = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp(max=logp.shape[-1] - 1)
     return torch.cat([tokens.double(), logp.gather(-1, tokens).double(), entropies.double()], dim=1)
