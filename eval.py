@@ -310,6 +310,8 @@ def main() -> None:
         if config.compare:
             print(compare(config.compare, config.pass_k, Path(config.output_dir or "runs/compared"), config.table))
         else:
+            if not config.merge and config.model not in models.BUILT_IN and (plan := config.memory(None)):
+                print(f"memory: {plan}", file=sys.stderr)
             (merge if config.merge else benchmark if config.ask is None else ask)(config)
 
 

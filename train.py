@@ -36,6 +36,7 @@ from data.demonstrations import DemonstrationConfig, Example
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.logits import logprobs_of
+from data.memory import Halving
 from data.metrics import Scored, rollout_metrics
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
 from data.outline import describe
@@ -114,11 +115,13 @@ def main() -> None:
             if config.cold_start or config.stage == "sft":
                 demonstrations.check_file(config)
             models.check_whole(config.model)
-            print(describe(config))
+            print(describe(in_memory(config)))
             return
         models.use_threads(config.threads)
         with runs.folder_for(config):
-            if PartialState(cpu=not torch.cuda.is_available()).is_main_process:  # settles how they find each other
+            state = PartialState(cpu=not torch.cuda.is_available())  # settles how processes find each other
+            config = in_memory(config)
+            if state.is_main_process:
                 print(describe(config), flush=True)
             (sft_command if config.stage == "sft" else rl_command)(config, make_sandbox(config))
 
@@ -149,6 +152,7 @@ def read_flags(argv: list[str]) -> TrainConfig:
         raise ValueError(
             f"--top_p: expected 1 in training, which learns from all that was likely, found {config.top_p}"
         )
+    models.check_bits(config.lora_r, config.load_in_4bit)
     if (batches := config.num_minibatches) > (most := config.questions_per_step):
         raise ValueError(f"--num_minibatches: expected at most --questions_per_step {most}, found {batches}")
     if config.stage == "rl" and config.num_generations < 2:
@@ -171,6 +175,15 @@ def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
         if name not in own and getattr(config, name) != value:
             print(f"resumed with another {name}: {value} before, {getattr(config, name)} now")
     return config
+
+
+def in_memory(config: TrainConfig) -> TrainConfig:
+    """The settings with what the memory plan decides, the same for all processes. Raises `TooLarge`."""
+    plans = [plan for plan in everyones(config.memory(config.lora_r)) if plan]
+    if config.model in models.BUILT_IN or not plans:
+        return config
+    least = min(plan.token_budget for plan in plans)
+    return replace(config, load_in_4bit=any(plan.load_in_4bit for plan in plans), token_budget=least)
 
 
 # ---------------------------------------------------------------------------------- the two commands
@@ -229,15 +242,19 @@ def start_policy(config: TrainConfig, sandbox: PythonSandbox) -> Policy:
     if config.cold_start and (config.overwrite and config.resume in ("", "auto") or not start.exists()):
         cold_start(config, sandbox, start)
     PartialState().wait_for_everyone()
-    policy = open_policy(replace(config, model=str(start)) if config.cold_start else config, config.lora_r)
-    if config.gradient_checkpointing:  # in the update alone: `generate` runs in eval mode
+    return open_to_train(replace(config, model=str(start)) if config.cold_start else config)
+
+
+def open_to_train(config: TrainConfig) -> Policy:
+    policy = open_policy(config, config.lora_r)
+    if config.gradient_checkpointing:  # in training mode alone: `generate` runs in eval mode
         policy.model.activation_checkpointing_enable({"use_reentrant": False})
     return policy
 
 
 def cold_start(config: TrainConfig, sandbox: PythonSandbox, folder: Path) -> None:
     """Every process learns the same, and the first one writes. Raises SystemExit where it was asked to stop."""
-    policy = open_policy(config, config.lora_r)
+    policy = open_to_train(config)
     with StopRequest("keeping what was learned") as stop:
         loss = train_sft(policy, examples_of(policy.tokenizer, config, sandbox), config, stop)
     folder = folder.with_name("sft_stopped") if stop.asked else folder
@@ -256,16 +273,17 @@ def sft_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
         tokenizer = demonstrations.built_in_tokenizer(models.SIZES[config.model].get("data", "world"))
         policy = Policy(Qwen2ForCausalLM(tiny_config(len(tokenizer))), tokenizer)
     else:
-        policy = open_policy(config, config.lora_r)
+        policy = open_to_train(config)
     lent.read = policy.read
     with StopRequest("keeping what was learned") as stop:
         loss = train_sft(policy, examples_of(policy.tokenizer, config, sandbox), config, stop)
-    if models.size_of(config.model) in models.BUILT_IN:
+    if built_in := models.size_of(config.model) in models.BUILT_IN:
         policy.model.half()  # the shipped weights; half the size, and the RL loop starts from exactly these
     policy.save(config.output_dir)
     folder = Path(config.output_dir)
     runs.write_about(folder, config, models.size_of(config.model))
-    policy.model.float()
+    if built_in:
+        policy.model.float()
     test = load_task(config, "test", config.test_questions, sandbox, lent)
     rows = judge("sft", policy, test, config) | judge_expert(config, "test", test)
     write_results(folder, asdict(config), runs.versions(), rows)
@@ -288,23 +306,32 @@ def train_sft(policy: Policy, examples: list[Example], config: TrainConfig, stop
     usual = config.sft_batch_rows * own / len(examples) or config.sft_batch_tokens * own / padded
     bar = tqdm(range(1, steps + 1), desc="sft")
     drawn = demonstrations.batches(examples, config.sft_batch_tokens, config.seed)
+    watch, room = Watch(), Halving(config.sft_batch_tokens, 128, "--sft_batch_tokens is")
     for step, blocks in zip(bar, demonstrations.steps(drawn, config.sft_batch_rows)):
-        losses.append(0.0)
-        for block in blocks:
-            # Padded on the right, where no real token looks.
-            ids, labels = (tensor.to(model.device) for tensor in block)
-            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            targets = labels[:, 1:]
-            loss = -logprobs_of(model, hidden[targets != -100], targets[targets != -100]).sum() / usual
-            optimizer.backward(loss)
-            losses[-1] += loss.item()
+        losses.append(room.fit(lambda: add_sft_gradient(model, optimizer, blocks, usual, room.size)))
         optimizer.set_rate(learning_rate(step, steps, config.sft_learning_rate, steps // 20))
-        optimizer.step()
+        watch.count(step, optimizer.step()["skipped"], "--sft_learning_rate")
         bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
         if stop and stop.asked:
             break
     model.eval()
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+def add_sft_gradient(model, optimizer: Optimizer, blocks: list, usual: float, most: int) -> float:
+    """The gradient of a step's blocks, so many tokens at a time, in place of an attempt before; returns the loss."""
+    total = 0.0
+    model.zero_grad()
+    for ids, labels in (
+        part for block in blocks for part in zip(*(x.split(max(1, most // x.shape[1])) for x in block))
+    ):
+        # Padded on the right, where no real token looks.
+        hidden = model.get_decoder()(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[:, :-1]
+        targets = labels[:, 1:].to(model.device)
+        loss = -logprobs_of(model, hidden[targets != -100], targets[targets != -100]).sum() / usual
+        optimizer.backward(loss)
+        total += loss.item()
+    return total
 
 
 # ---------------------------------------------------------------------------------- the RL loop

@@ -59,10 +59,13 @@ class Watch:
                 self.times[kind] += 1
                 if self.times[kind] in (1, 10, 100, 1000):
                     tqdm.write(f"step {row['step']}: {text.format(**row)}")
-        self.skipped = self.skipped + 1 if row["skipped"] else 0
+        self.count(row["step"], row["skipped"])
+
+    def count(self, step: int, skipped: int, rate: str = "--learning_rate") -> None:
+        """Steps in a row whose gradient was not finite; the third one ends the run."""
+        self.skipped = self.skipped + 1 if skipped else 0
         if self.skipped == 3:
-            told = "the gradient was not finite in 3 steps in a row; lower --learning_rate"
-            raise SystemExit(f"step {row['step']}: {told}")
+            raise SystemExit(f"step {step}: the gradient was not finite in 3 steps in a row; lower {rate}")
 
 
 class StopRequest:

@@ -1,6 +1,7 @@
 """One optimizer step, the same for the cold start and for reinforcement learning; and the learning rate.
 
-Gradients are summed over the processes, clipped, and applied if they are finite. Left out: the losses.
+Gradients are summed over the processes, clipped, and applied if they are finite; in fp16 the loss is scaled, and less
+where that was too much. Left out: the losses.
 """
 
 import math
@@ -12,6 +13,8 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 
 from data.settings import Limits, Natural, NonNegative, Settings, Share
+
+STEADY = 200  # finite steps in a row after which the loss scale grows again
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class Optimizer:
         self.shared = shared and PartialState().num_processes > 1  # each process has a part of the loss
         named = (name for name, weight in model.named_parameters() if weight.requires_grad)
         self.layers = [name.split(".lora_")[0] for name in named]  # of each weight: the two of an adapter are one layer
-        self.scale = 4096.0 if model.dtype == torch.float16 else 1.0  # small gradients vanish in fp16
+        # Of the loss: in fp16 small gradients vanish and large ones overflow.
+        self.scale = self.most = 4096.0 if model.dtype == torch.float16 else 1.0
+        self.steps = 0  # finite ones in a row
 
     @classmethod
     def of(cls, model, config: OptimizerConfig) -> "Optimizer":
@@ -62,6 +67,7 @@ class Optimizer:
         finite, before = bool(norm.isfinite()), row_sums(self.weights)
         if finite:
             self.wrapped.step()
+        self._rescale(finite)
         self.wrapped.zero_grad(set_to_none=True)
         return {
             "grad_norm": float(norm) if finite else 0.0,  # before clipping; of a step with minibatches, their mean
@@ -69,6 +75,14 @@ class Optimizer:
             "skipped": int(not finite),  # optimizer steps left out because the gradient was not finite
             "without_gradient": len(set(self.layers) - reached),  # trained layers that the loss does not depend on
         }
+
+    def _rescale(self, finite: bool) -> None:
+        """A sixteenth of the scale where a gradient was not finite, twice as much after many that were."""
+        self.steps = self.steps + 1 if finite else 0
+        if not finite:
+            self.scale = max(1.0, self.scale / 16)
+        elif self.steps % STEADY == 0:
+            self.scale = min(self.most, self.scale * 2)
 
 
 def trainable(model) -> list[torch.nn.Parameter]:

@@ -9,8 +9,10 @@ from meter import Meter
 from peft import LoraConfig, get_peft_model
 
 import arpo
-from arpo import UpdateConfig, token_logprobs, update
+import train
+from arpo import Policy, UpdateConfig, token_logprobs, update
 from data import cache, logits
+from data import optimizer as optimizer_room
 from data.logits import draw_tokens
 from data.memory import Halving
 from data.models import TINY, keep_inputs_as_they_come, load_model
@@ -180,3 +182,55 @@ def test_masks_are_made_when_their_turn_comes(grown):
     for batch in batches:
         held = sum(v.untyped_storage().nbytes() for v in vars(batch).values() if isinstance(v, torch.Tensor))
         assert held < 200 * len(batch.ids) and batch.mask.shape == (len(batch.ids),) * 2
+
+
+# ---------------------------------------------------------------------------------- the optimizer step
+
+
+def test_the_loss_scale_backs_off_and_comes_back(monkeypatch):
+    """Guards: a scale that overflows for ever, so that no step is taken, and one that stays low, so that all vanish."""
+    monkeypatch.setattr(optimizer_room, "STEADY", 2)
+    model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float32)
+    model.dtype = torch.float16  # of the frozen weights around an adapter
+    optimizer = Optimizer(model, torch.optim.SGD(model.parameters(), lr=0.1), max_grad_norm=1e9)
+    scales, taken = [], []
+    for overflows in (True, True, False, False, False, False):
+        before = model.weight.detach().clone()
+        optimizer.backward(model(torch.ones(2)).sum())
+        assert torch.equal(model.weight.grad, torch.full((1, 2), optimizer.scale))
+        if overflows:
+            model.weight.grad[0, 0] = torch.inf
+        told = optimizer.step()
+        scales.append(optimizer.scale)
+        taken.append((told["skipped"], round(float((before - model.weight).detach().max()), 4)))
+    assert scales == [256, 16, 16, 32, 32, 64]
+    assert taken == [(1, 0.0)] * 2 + [(0, 0.1)] * 4  # whatever the scale, the step is the gradient's
+
+
+def test_a_cold_start_that_does_not_fit_is_done_in_parts_and_one_without_numbers_ends(grown, tokenizer, monkeypatch):
+    """Guards: an adapter that is NaN for good after one bad loss, and conversations too long for the card."""
+    model, _, _ = grown
+    ids = tokenizer.encode("the river of the town is long " * 5)
+    examples = [(ids, [0] * 5 + [1] * (len(ids) - 5))] * 20
+    config = train.read_flags("--stage sft --sft_steps 2 --sft_batch_tokens 1000".split())
+    found, real = [], train.logprobs_of
+
+    def learn():
+        policy = Policy(copy.deepcopy(model), tokenizer)
+        loss = train.train_sft(policy, examples, config)
+        return loss, torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+    def scarce(model, hidden, targets):
+        if len(targets) > 250:
+            raise out_of_memory("torch")
+        found.append(len(targets))
+        return real(model, hidden, targets)
+
+    loss, weights = learn()
+    monkeypatch.setattr(train, "logprobs_of", scarce)
+    again, same = learn()
+    assert len(found) > 2 * 2 and again == pytest.approx(loss, rel=1e-5) and torch.allclose(same, weights, atol=1e-5)
+    monkeypatch.setattr(train, "logprobs_of", lambda *rest: real(*rest) * float("nan"))
+    config = train.read_flags("--stage sft --sft_steps 9 --sft_batch_tokens 1000".split())
+    with pytest.raises(SystemExit, match="step 3: .* not finite in 3 steps in a row; lower --sft_learning_rate"):
+        learn()
