@@ -12,6 +12,7 @@ never contains the multi-tool bonus. What an evaluation leaves in its folder is 
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,10 +25,13 @@ import transformers
 from advantage import ADVANTAGES
 from arpo import Policy, pack, token_logprobs
 from data import Question, models, runs
+from data.agents import OFFICIAL, AgentConfig, check_agent
 from data.benchmarks import world_in
 from data.compare import compare
+from data.drive import answer_with, left_out, make_crew
 from data.format import ToolCall, TrajectoryConfig, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
+from data.judge import judge_all
 from data.memory import MemoryPlan, plan_memory
 from data.metrics import NOT_RUN, Scored
 from data.paper import DECODING
@@ -37,7 +41,7 @@ from data.tables import comparison_table, gain, pass_table
 from data.web import OutOfBudget
 from data.worlds import find_question, strange_words, world_of
 from rollout import PROMPT, Node, RolloutConfig, Tree
-from tools import Lent, Task, ToolConfig, ToolsFail, load_task, make_sandbox
+from tools import Lent, Task, ToolConfig, ToolsFail, begin_call, load_task, make_sandbox
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class JudgeConfig(models.ModelConfig, ToolConfig, RolloutConfig):
 
 
 @dataclass(frozen=True)
-class EvalConfig(JudgeConfig):
+class EvalConfig(AgentConfig, JudgeConfig):
     num_generations: Positive = 1  # M of --ask: leaves of its tree; with 1, the likeliest answer
     num_initial: Natural = 0  # N of --ask; default half of M
     split: Literal["all", "train", "dev", "test"] = "all"  # all: the test split of a set, and the whole of a file
@@ -73,7 +77,8 @@ class EvalConfig(JudgeConfig):
 # Flags that say something only beside --ask, and only without it.
 OF_A_TREE = {field.name for field in fields(RolloutConfig)} - {field.name for field in fields(TrajectoryConfig)}
 OF_A_TREE |= {"answer", "width"}
-OF_A_TABLE = {"split", "count", "samples", "pass_k", "trajectories", "compare", "table"}
+OF_A_TABLE = {field.name for field in fields(AgentConfig)} - {field.name for field in fields(JudgeConfig)}
+OF_A_TABLE |= {"split", "count", "samples", "pass_k", "trajectories", "compare", "table"}
 
 
 def open_policy(config: JudgeConfig, lora_r: int | None = None) -> Policy:
@@ -318,11 +323,13 @@ def main() -> None:
 def read_flags(argv: list[str]) -> EvalConfig:
     """Flags over what follows the model; a tree's shape follows --num_generations, and sampling is the paper's."""
     few = first_look(EvalConfig, argv, ("data", "num_generations", "samples", "ask"))
-    named = first_look(EvalConfig, argv, ("model",), {"model": models.built_in_for(few["data"])})
+    named = first_look(EvalConfig, argv, ("model", "agent"), {"model": models.built_in_for(few["data"])})
     own = {"num_generations": 1, "num_initial": (few["num_generations"] + 1) // 2}
     own["pass_k"] = tuple(k for k in (1, 3, 5) if k <= few["samples"])
     if few["ask"] is None:
         own |= DECODING
+    if models.size_of(named["model"]) not in models.BUILT_IN:
+        own |= OFFICIAL.get(named["agent"], {})
     config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(named["model"]) | named | own)
     vain, place = (OF_A_TREE, "beside") if config.ask is None else (OF_A_TABLE, "without")
     if flag := min(vain & given(EvalConfig, argv).keys(), default=""):
@@ -333,6 +340,7 @@ def read_flags(argv: list[str]) -> EvalConfig:
         raise ValueError("--table: expected beside --compare, whose results it shows, found alone")
     if wrong := [k for k in config.pass_k if not 1 <= k <= config.samples and not config.compare]:
         raise ValueError(f"--pass_k: expected from 1 to --samples {config.samples}, found {wrong[0]}")
+    check_agent(config)
     return config
 
 
@@ -340,33 +348,65 @@ def benchmark(config: EvalConfig) -> None:
     """Greedy accuracy, and the mean, pass@k and pass^k of sampled trajectories; goes on where it was killed."""
     name, lent = Path(config.model).name, Lent()
     task = load_task(config, config.split, config.count, make_sandbox(config), lent)
-    policy = open_policy(config)
-    lent.read = policy.read
     settings = answering_settings(config)
-    folder = Path(config.output_dir or runs.evaluation_folder(name, config.data, settings))
+    named = name if config.agent == "policy" else f"{name}-{config.agent}"
+    folder = Path(config.output_dir or runs.evaluation_folder(named, config.data, settings))
     with Kept(folder, settings, config.trajectories) as kept:
         before = bool(kept.done)
-        rows = judge(name, policy, task, config, config.samples, kept)
-    for row in rows.values():
-        row.method = models.origin_of(config.model)[1]
+        rows = (policy_rows if config.agent == "policy" else agent_rows)(config, task, lent, kept)
     ceiling = judge_expert(config, config.split, task)
+    asked = config, task.questions, rows, opener(config, lent), task.tools.around.cache
+    told = judge_all(*asked) if config.judge else ""
     file = write_results(folder, asdict(config), runs.versions(), rows | ceiling)
-    greedy, *sampled = rows.values()
+    sampled = [row for row in rows.values() if row.temperature]
     print(f"{config.model} on {len(task.questions)} questions of {config.data}")
     for row in sampled:
         paper = " as in the paper" * all(getattr(config, key) == value for key, value in DECODING.items())
         print(f"sampled: {config.samples} answers to each question, {row.decoding}{paper}")
-    print(report(rows | ceiling))
+    print("\n".join(filter(None, [report(rows | ceiling), told])))
     for row in sampled:
         print(f"\n{pass_table([row], config.pass_k)}")
     print(f"\ntool calls{' since it went on' * before}\n{task.tools.report()}\nresults: {file}")
 
 
+def policy_rows(config: EvalConfig, task: Task, lent: Lent, kept: Kept) -> dict[str, Row]:
+    policy = open_policy(config)
+    lent.read = policy.read
+    rows = judge(Path(config.model).name, policy, task, config, config.samples, kept)
+    for row in rows.values():
+        row.method = models.origin_of(config.model)[1]
+    return rows
+
+
+def agent_rows(config: EvalConfig, task: Task, lent: Lent, kept: Kept) -> dict[str, Row]:
+    """The row of an agent of `data/agents.py`, with what it leaves out."""
+    reader, tools, count = (config.reader, config.reader_model), task.tools.with_pages(), config.samples
+    crew = make_crew(config, reader, opener(config, lent), tools, begin_call, tools.around.cache)
+    backbone = config.model if config.endpoint else models.origin_of(config.model)[0]
+    name = f"{config.agent}, {Path(config.model).name}, " + (f"mean of {count}" if count > 1 else "sampled")
+    some = lambda questions: answer_with(config.agent, questions, count, crew, config, config.trajectories)
+    results = answered(name, task.questions, some, kept, len(task.questions))
+    print("\n".join(filter(None, [crew.report(), f"{config.agent} here is without: {left_out(config)}"])))
+    return {name: Row(config.agent, backbone, config.temperature, config.top_p, config.seed, results, left_out(config))}
+
+
+def opener(config: EvalConfig, lent: Lent) -> Callable[[str], Policy]:
+    """Opens models for texts of two turns, and lends the first."""
+
+    def opened(name: str) -> Policy:
+        policy = Policy.open(replace(config, model=name), 2 * config.max_turn_tokens, 1)
+        lent.read = lent.read or policy.read
+        return policy
+
+    return opened
+
+
 def answering_settings(config: EvalConfig) -> dict[str, Any]:
     """What the answers depend on: an evaluation goes on in its folder only if all of it is the same."""
     aside = {"pass_k", "output_dir", "compare", "table", "merge", "ask", "answer", "width", "max_paid_calls"}
+    aside |= {"judge", "judge_model", "endpoint", "endpoint_threads", "endpoint_seconds"}
     told = {name: value for name, value in asdict(config).items() if name not in aside}
-    return told | {"weights": models.when_written(config.model)}
+    return told | {"weights": 0.0 if config.endpoint else models.when_written(config.model)}
 
 
 def ask(config: EvalConfig) -> None:

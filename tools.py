@@ -17,7 +17,7 @@ import re
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -42,7 +42,7 @@ LIMIT_TEXT = "No tool calls are left. This call was not run. Give your answer no
 @dataclass(frozen=True)
 class ToolConfig(Settings):
     data: str = "world"  # "world", "trails", a benchmark such as gsm8k, a hub set, or a .jsonl, .json, .csv file
-    metric: Literal["", "em", "f1", "math"] = ""  # how answers are compared; default by the set, or the look of a file
+    metric: Literal["", "em", "f1", "math", "gaia"] = ""  # how answers are compared; default by the set, or their look
     search: str = ""  # where search looks: "world", "trails", a corpus (.jsonl or its .db), "serper", "brave" or "none"
     browse: bool = True  # offer the browser beside search; without it, snippets alone
     top_k: Positive = 3  # passages that a search shows
@@ -238,9 +238,10 @@ class Toolbox:
 
     def __init__(self, tools: dict[str, Callable[[str], ToolResult]], threads: int = 8, max_faults: int = 50):
         self.tools, self.max_faults = tools, max_faults
+        self.around: Surroundings | None = None  # of a task's tools
         self.counts: Counter = Counter()
         self.seconds: Counter = Counter()
-        self._recent = {tool: deque(maxlen=100) for tool in tools}  # whether each call was a fault
+        self._recent = defaultdict(lambda: deque(maxlen=100))  # by tool, whether each call was a fault
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tool")
 
@@ -310,6 +311,12 @@ class Toolbox:
         if result.fault and faults == 20:
             print(f"Warning: {told}", file=sys.stderr)
 
+    def with_pages(self) -> "Toolbox":
+        """With two more tools for agents, which want a whole page: "open" and "click", where there is a browser."""
+        if "browse" in self.tools:
+            self.tools |= {name: self.tools["browse"].open for name in ("open", "click")}
+        return self
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -361,7 +368,9 @@ def load_task(
 def load_tools(config: ToolConfig, split: str, sandbox: PythonSandbox, lent: Lent | None = None) -> Toolbox:
     """The tools that the settings offer. `lent` gives --reader base its model."""
     make_world = partial(world_of, config.place_of_search, split)
-    toolbox = Toolbox(make_tools(Surroundings(config, make_world, sandbox, lent or Lent())))
+    around = Surroundings(config, make_world, sandbox, lent or Lent())
+    toolbox = Toolbox(make_tools(around))
+    toolbox.around = around
     toolbox.check()
     refuse_in_vain(config, "browse" in toolbox.tools)
     return toolbox

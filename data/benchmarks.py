@@ -3,8 +3,8 @@
 Rows come from the Hugging Face hub (needs `datasets`), from parquet files (needs `pyarrow`) or from JSON,
 JSONL and CSV files; `conversations.py` reads rows through the same functions. What is not used of them is counted
 and told: columns, rows that cannot be read, and rows that come with an image or a file, since the policy only reads
-text. HLE, SimpleQA, WebWalkerQA and xbench are officially judged by a language model; here they are compared with
-the gold answer, so the numbers are stricter than published ones.
+text. A benchmark's level or category becomes the family of its questions. Which sets a language model judges, and by
+whose rules, is said in JUDGED; without one (`judge.py`) answers are compared with the gold one, which is stricter.
 """
 
 import ast
@@ -53,12 +53,21 @@ BENCHMARKS = {
     "2wiki": Benchmark("framolfese/2WikiMultihopQA", "validation", 12576, "f1", "Apache-2.0", None, "train"),
     "musique": Benchmark("dgslibisey/MuSiQue", "validation", 2417, "f1", "CC BY 4.0", None, "train"),
     "bamboogle": Benchmark("chiayewken/bamboogle", "test", 125, "f1", "MIT"),
-    "gaia": Benchmark("gaia-benchmark/GAIA", "validation", 165, "em", "not to be reshared", "2023_all", gated=True),
+    "gaia": Benchmark("gaia-benchmark/GAIA", "validation", 165, "gaia", "not to be reshared", "2023_all", gated=True),
     "hle": Benchmark("cais/hle", "test", 2500, "math", "MIT", gated=True),
     "xbench": Benchmark("xbench/DeepSearch", "train", 100, "f1", "encrypted: keep the plain text offline"),
     "simpleqa": Benchmark("basicv8vc/SimpleQA", "test", 4326, "f1", "MIT"),
 }
 # fmt: on
+# Judged by a language model: in the paper alone, by the set's own rules, or by those in three classes. Of the others
+# the paper reports F1.
+JUDGED = {"paper": "aime24 aime25 math500 gsm8k math gaia", "set": "webwalker hle xbench", "three": "simpleqa"}
+LEVELS = {  # the column that makes a question's family
+    "math500": "level", "math": "level", "gaia": "level", "webwalker": "difficulty_level", "hle": "category",
+}  # fmt: skip
+# The three groups of the paper's table 2, as its fractions show: 330, 75 and 95 of the authors' 500 rows.
+HLE_GROUPS = {"math": "NS", "physics": "NS", "chemistry": "NS", "biology/medicine": "NS", "computer science/ai": "CE"}
+HLE_GROUPS |= {"engineering": "CE", "humanities/social science": "SF", "other": "SF"}
 # The authors' questions for RL, in the shape of a file: they are cut into train, dev and test here.
 RL_SETS = {
     "arpo-reasoning": "dongguanting/ARPO-RL-Reasoning-10K",
@@ -75,7 +84,7 @@ QUESTION_KEYS = "question problem query prompt messages instruction input".split
 ANSWER_KEYS = "answer final_answer golden_answers answers gold ground_truth expected_answer target output".split()
 LABEL_KEYS = "ability data_source source dataset subject type problem_type category domain".split()
 OTHER_KEYS = {*LABEL_KEYS, *"id idx index split style canary metric reward_model extra_info".split()}
-KNOWN_KEYS = {*QUESTION_KEYS, *ANSWER_KEYS, *OTHER_KEYS, "solution", "image", "images", "file_name"}
+KNOWN_KEYS = {*QUESTION_KEYS, *ANSWER_KEYS, *OTHER_KEYS, "solution", "image", "images", "file_name", "level", "info"}
 MATHS = re.compile(r"(?i)math|algebra|geometry|calculus|number.theory|probability|gsm8k|\b(?:aime|amc)|olympiad|numina")
 FORMULA = re.compile(r"\\[a-zA-Z]{2,}|\w\^[\d{(]|\n#### ?[-\d]")
 STOPS = re.compile(r"[.,;:?'\"’“”](?!\d)")  # two questions that differ in these alone are one; signs of formulas stay
@@ -103,6 +112,11 @@ def load_questions(data: str, split: str, count: int | None = None, metric: str 
     if count:
         unit = min(unit, count / sum(weight for _, weight in sources))
     return _distinct([question for questions, weight in sources for question in questions[: round(unit * weight)]])
+
+
+def judge_of(question: Question) -> str:
+    """The key of JUDGED of the benchmark that a question is from; "" for others."""
+    return next((who for who, sets in JUDGED.items() if question.id.partition("-")[0] in sets.split()), "")
 
 
 def sources_of(data: str) -> list[str]:
@@ -350,7 +364,7 @@ def _questions(rows: Rows, source: str, key: str, metric: str, usual: str) -> tu
                     continue
                 looks = _mathematical(record) or bool(MATHS.search(key))
                 name = place.split()[1] if record.get("id") is None else record["id"]
-                questions.append(_question(record, f"{key}-{name}"))
+                questions.append(replace(_question(record, f"{key}-{name}"), family=_level(record, key)))
         except ValueError as error:
             bad.append(str(error))
             continue
@@ -402,6 +416,13 @@ def _unread(record: dict, question: Question) -> list[str]:
     asked, made = question.question, f"{question.question} {question.answers}"
     left = [(key, str(value)) for key, value in record.items() if key not in OTHER_KEYS and value not in (None, "", [])]
     return [key for key, text in left if asked not in text and text.strip("[]") not in made]
+
+
+def _level(record: dict, key: str) -> str:
+    """The level of a benchmark's row, or its group; "" where there is none."""
+    info = record["info"] if isinstance(record.get("info"), dict) else {}
+    found = str((record | info).get(LEVELS.get(key)) or "").lower()
+    return HLE_GROUPS.get(found, "") if key == "hle" else re.sub(r"^(?:level )?(?=\d)", "level ", found)
 
 
 def _decrypt(text: str, key: str) -> str:

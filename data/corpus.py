@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from data import Passage
 from data.format import ToolResult
@@ -89,6 +90,24 @@ def show_hits(hits: Iterable[tuple[str, str, str]], snippet_chars: int) -> str:
     cut = lambda text: text[:snippet_chars] + "…" * (len(text) > snippet_chars)
     lines = [f"[{i}] {title} ({address}): {cut(text)}" for i, (title, address, text) in enumerate(hits, 1)]
     return "\n".join(lines) or NOTHING
+
+
+class Hit(NamedTuple):
+    title: str
+    address: str
+    snippet: str
+
+
+def read_hits(shown: str) -> list[Hit]:
+    """The hits of a text by `show_hits`: a numbered line begins one only where that number is next."""
+    hits: list[Hit] = []
+    for line in shown.split("\n"):
+        head = re.match(rf"\[{len(hits) + 1}\] (.*?) ?\((\S+)\): (.*)", line)
+        if head:
+            hits.append(Hit(*head.groups()))
+        elif hits:
+            hits[-1] = hits[-1]._replace(snippet=f"{hits[-1].snippet}\n{line}")
+    return hits
 
 
 def no_page(address: str) -> ToolResult:

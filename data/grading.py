@@ -16,6 +16,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from fractions import Fraction
 
 from data import Question
@@ -47,7 +48,13 @@ def math_equal(answer: str, golds: Iterable[str]) -> float:
     return _best(_math, answer, golds)
 
 
-METRICS = {"em": exact_match, "f1": f1, "math": math_equal}
+def gaia(answer: str, golds: Iterable[str]) -> float:
+    """GAIA's own rule: a number, a list or a text by what the gold is; units and what announces an answer are wrong."""
+    answer = unboxed(_visible(answer))
+    return max((float(_gaia(answer, gold)) for gold in golds if answer), default=0.0)
+
+
+METRICS = {"em": exact_match, "f1": f1, "math": math_equal, "gaia": gaia}
 
 
 def accuracy(question: Question, answer: str) -> float:
@@ -161,6 +168,25 @@ def _f1(answer: str, gold: str) -> float:
     tokens, gold_tokens = predicted.split(), expected.split()
     shared = sum((Counter(tokens) & Counter(gold_tokens)).values())
     return 2 * shared / (len(tokens) + len(gold_tokens)) if shared else 0.0
+
+
+def _gaia(answer: str, gold: str) -> bool:
+    """A gold of several parts wants as many, in order; there signs count, and in a text of one part they do not."""
+    if as_float(gold) is not None:
+        return as_float(re.sub("[$%,]", "", answer)) == as_float(gold)
+    plain = lambda text: "".join(text.split()).lower()
+    if not re.search("[,;]", gold):
+        bare = lambda text: re.sub(r"[^\w\s]|_", "", plain(text))
+        return bare(answer) == bare(gold)
+    parts, given = (re.split("[,;]", text) for text in (gold, answer))
+    same = lambda a, g: plain(a) == plain(g) if as_float(g) is None else as_float(re.sub("[$%]", "", a)) == as_float(g)
+    return len(parts) == len(given) and all(map(same, given, parts))
+
+
+def as_float(text: str) -> float | None:
+    """What Python reads as a number; with a comma in it that is none, but a list in GAIA."""
+    with suppress(ValueError):
+        return float(text)
 
 
 MONEY = {"dollar", "cent", "euro", "pound", "yen", "rupee"}

@@ -33,6 +33,7 @@ class Score:
     end: str  # why it stopped; "end" where it ended by itself
     seconds: float = 0.0  # of the wall; of attempts made together each has an equal share
     label: str = ""  # a judge's word on the answer, such as "correct"; "" where no judge was asked
+    said: str = ""  # its last lines, where an agent gave no answer: a judge is shown them
     turns: list[dict[str, str]] = field(default_factory=list)  # of the trajectory, where it is kept
 
     @property

@@ -182,12 +182,17 @@ def request_patiently(address: str, deadline: float, *how) -> tuple[int, httpx2.
         status, found, body = request(address, deadline, *how)
         if status not in (429, 503) or "retry-after" not in found:
             return status, found, body
-        told, seconds = found["retry-after"], 60.0  # for what is neither a number nor a date
-        with suppress(ValueError, OverflowError):
-            seconds = max(1.0, float(told) if told.isdigit() else parsedate_to_datetime(told).timestamp() - time.time())
+        seconds = seconds_to_wait(found["retry-after"])
         if time.monotonic() + seconds > deadline:
             raise WebError(f"the server is busy (status {status}) and asks to wait for {seconds:.0f} s.", fault=True)
         time.sleep(seconds)
+
+
+def seconds_to_wait(told: str) -> float:
+    """What a Retry-After asks for, at least 1; 60 where it is neither a number nor a date."""
+    with suppress(ValueError, OverflowError):
+        return max(1.0, float(told) if told.isdigit() else parsedate_to_datetime(told).timestamp() - time.time())
+    return 60.0
 
 
 def _checked(address: str, trusted: Collection[str] | None) -> httpx2.URL:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.benchmarks import BENCHMARKS, load, load_questions, repair, sources_of
+from data.benchmarks import BENCHMARKS, judge_of, load, load_questions, repair, sources_of
 from data.grading import accuracy
 
 DEV_DATA = Path(os.environ.get("ARPO_DEV_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -129,6 +129,50 @@ def test_benchmarks_by_name(hub, name):
     assert load_questions(benchmark.hub, "test")[0] == first  # by its hub id it is the same set
 
 
+def test_levels_and_groups_are_the_families_of_questions(hub):
+    """Guards: one number over the levels of GAIA, and published groups that no column names."""
+    rows = {
+        "gaia": [
+            {"Question": f"{n}?", "Level": level, "Final answer": "1"} for n, level in enumerate((1, "2", 3, None))
+        ],
+        "webwalker": [
+            {"question": "a?", "answer": "1", "info": {"difficulty_level": "easy"}},
+            {"question": "b?", "answer": "1", "info": {"difficulty_level": "Hard", "lang": "en"}},
+            {"question": "c?", "answer": "1", "info": "none"},
+        ],
+        "hle": [{"question": f"{name}?", "answer": "1", "category": name} for name in HLE],
+        "math500": [{"problem": "a?", "answer": "1", "level": 5}, {"problem": "b?", "answer": "1", "level": "Level 1"}],
+        "hotpotqa": [{"question": "a?", "answer": "1", "level": "hard"}],
+    }
+    found = {}
+    for name, hub.rows in rows.items():
+        found[name] = [question.family for question in load_questions(name, "test")]
+    assert found == {
+        "gaia": ["level 1", "level 2", "level 3", ""], "webwalker": ["easy", "hard", ""], "hle": list(HLE.values()),
+        "math500": ["level 5", "level 1"], "hotpotqa": [""],
+    }  # fmt: skip
+
+
+HLE = {
+    "Math": "NS", "Biology/Medicine": "NS", "Physics": "NS", "Chemistry": "NS", "Computer Science/AI": "CE",
+    "Engineering": "CE", "Humanities/Social Science": "SF", "Other": "SF", "Cooking": "",
+}  # fmt: skip
+
+
+def test_who_judges_a_set_stands_in_the_registry(hub):
+    found = {}
+    for name, (row, _) in ROWS.items():
+        hub.rows = [row]
+        found.setdefault(judge_of(load_questions(name, "test")[0]), []).append(name)
+    assert found == {
+        "paper": ["AIME24", "AIME25", "MATH500", "GSM8K", "MATH", "GAIA"],
+        "set": ["WebWalkerQA", "HLE", "xbench-DeepSearch"],
+        "three": ["SimpleQA"],
+        "": ["HotpotQA", "2WikiMultihopQA", "MuSiQue", "Bamboogle"],
+    }
+    assert judge_of(load_questions("world", "test", 1)[0]) == ""
+
+
 def test_a_dev_split_is_no_part_of_training_or_test(hub):
     hub.rows = [ROWS["GSM8K"][0]]
     for split in ("train", "dev", "test"):
@@ -220,7 +264,10 @@ GOOD = b'{"question": "x", "answer": 1}\n'
         (b'[{"question": "x", "answer": 1}]', "expected an object, found list .an array of rows is named .json"),
         (b"[\n" + GOOD + b"]", "expected an object on each line, found one over several; an array is named .json"),
         (b'{"prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', "found 2"),
-        (b'{"question": "x", "answer": 1, "metric": "bleu"}', "expected a metric out of em, f1, math, found 'bleu'"),
+        (
+            b'{"question": "x", "answer": 1, "metric": "bleu"}',
+            "expected a metric out of em, f1, math, gaia, found 'bleu'",
+        ),
         (b"[" * 100_000, "line 1: "),
         (b'{"canary": "GUID xbench", "answer": "1"}', "line 1: 'prompt'"),
         (b'{"canary": "GUID xbench", "prompt": "?", "answer": "1"}', "line 1: "),
@@ -360,7 +407,7 @@ def test_the_metric_is_the_same_for_a_file_and_can_be_set(tmp_path, capsys):
     assert "metric math 10 (another: --metric)" in capsys.readouterr().err
     assert {q.metric for q in load_questions(rows_file(tmp_path, *own(10), formula), "all")} == {"em"}
     assert load_questions("world", "dev", 1, "f1")[0].metric == "f1"
-    with pytest.raises(ValueError, match="expected a metric out of em, f1, math, found 'bleu'"):
+    with pytest.raises(ValueError, match="expected a metric out of em, f1, math, gaia, found 'bleu'"):
         load_questions("world", "dev", 1, "bleu")
 
 

@@ -265,3 +265,20 @@ def test_a_grader_that_does_not_run_is_no_verdict(monkeypatch):
             math_equal("x+1", ["1+x"])
     finally:
         grading_module._worker.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "answer, gold, right",
+    [
+        ("17", "17", 1), ("$17.0", "17", 1), ("17 %", "17", 1), ("1,700", "1700", 1), ("seventeen", "17", 0),
+        ("17 km", "17", 0), ("-3", "3", 0), ("the 17", "17", 0), (r"So \boxed{17}", "17", 1),
+        ("St. Petersburg", "saint petersburg", 0), ("st petersburg!", "St. Petersburg", 1),
+        ("SeaGull", "sea gull", 1),
+        ("a seagull", "seagull", 0), ("b, a", "a, b", 0), ("A,b", "a, b", 1), ("a; b", "a, b", 1),
+        ("a, b, c", "a, b", 0),
+        ("a, $2.0", "a, 2", 1), ("a., 2", "a, 2", 0), ("17000", "17,000", 0), ("17, 0", "17,000", 1), ("", "x", 0),
+    ],
+)  # fmt: skip
+def test_gaia_is_compared_by_its_own_rule(answer, gold, right):
+    """Guards: a text that is near enough elsewhere; a comma in a gold makes a list of it, even of a number."""
+    assert METRICS["gaia"](answer, [gold]) == right
