@@ -25,8 +25,10 @@ from data import Question, models
 from data.benchmarks import world_in
 from data.format import ToolCall, encode_prompt, printable, read_answer
 from data.grading import accuracy, hierarchical_reward
+from data.pages import check_place, write_page
 from data.settings import Natural, NonNegative, Positive, first_look, one_line_errors, parse
 from data.statistics import bootstrap, pass_at_k, wilson
+from data.views import tree_view
 from data.web import OutOfBudget
 from data.worlds import find_question, strange_words, world_of
 from rollout import PROMPT, Node, RolloutConfig, Tree
@@ -56,6 +58,7 @@ class EvalConfig(JudgeConfig):
     ask: str | None = None  # answer this one question, and stop; without text, one of the world's, by --seed
     answer: str = ""  # the accepted answer to --ask, where the question is not one of the world's
     width: Positive = 120  # columns of a drawn tree
+    html: str = ""  # write the tree of --ask to this file, too, as a page for a browser
 
 
 def open_policy(config: JudgeConfig, lora_r: int | None = None) -> Policy:
@@ -414,6 +417,8 @@ def read_flags(argv: list[str]) -> EvalConfig:
     config = parse(EvalConfig, argv, "eval.py", __doc__, models.model_defaults(named["model"]) | named | shape)
     if config.answer and config.ask is None:
         raise ValueError("--answer: expected beside --ask, whose question it belongs to, found alone")
+    if config.html:
+        check_place(config.html, config.ask)
     if config.merge and config.ask is not None:
         raise ValueError("--merge: expected alone, since it answers nothing, found --ask")
     return config
@@ -451,6 +456,11 @@ def ask(config: EvalConfig) -> None:
     keys = [f"{config.seed}/{question.id}"]
     (tree,) = policy.grow([encode_prompt(tokenizer, question.question)], keys, task.tools, config)
     scores = score_leaves(tree, question, tokenizer, config.reward_bonus)
+    rewards = torch.tensor([score.reward for score in scores])
+    advantages = ADVANTAGES["group"](rewards[None], None)[0] if len(scores) > 1 else torch.zeros(1)
+    if config.html:
+        view = tree_view(config.model, Scored(question, tree, scores, rewards), advantages, tokenizer, config)
+        write_page(Path(config.html), "tree", question.question, {"trees": [view]})
     known = ", ".join(question.answers)
     if config.num_generations == 1:
         for node in tree.nodes:
@@ -461,8 +471,7 @@ def ask(config: EvalConfig) -> None:
         answer = scores[0].answer if scores[0].answer is not None else "none, the format is wrong"
         print(f"answer: {printable(answer)}{told}")
         return
-    rewards = torch.tensor([score.reward for score in scores])
-    print(printable(draw_tree(tree, tokenizer, rewards, ADVANTAGES["group"](rewards[None], None)[0], config.width)))
+    print(printable(draw_tree(tree, tokenizer, rewards, advantages, config.width)))
     print(f"\naccepted answer: {known or 'unknown (rewards show the format alone)'}")
     print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
 

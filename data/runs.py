@@ -33,6 +33,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from data.pages import write_index, write_page
 from data.settings import Positive, Settings
 
 
@@ -62,7 +63,8 @@ class Run:
         self.writes = PartialState().is_main_process
         if self.writes:
             if config.overwrite and not checkpoint:  # not earlier: a start that fails must cost no run
-                (self.folder / "table.txt").unlink(missing_ok=True)
+                for old in ("table.txt", "index.html"):
+                    (self.folder / old).unlink(missing_ok=True)
                 for old in ("checkpoints", "trees", "plots"):
                     shutil.rmtree(self.folder / old, ignore_errors=True)
             (self.folder / "trees").mkdir(parents=True, exist_ok=True)
@@ -79,9 +81,17 @@ class Run:
             self.metrics.flush()
             self.also(rounded)
 
-    def keep_tree(self, step: int, text: str) -> None:
+    def keep_tree(self, step: int, text: str, view: dict[str, Any]) -> None:
+        """One of a step's trees, as text and as a page."""
         if self.writes:
             (self.folder / "trees" / f"step_{step:04d}.txt").write_text(text, encoding="utf-8")
+            self.keep_page(f"step_{step:04d}", view)
+
+    def keep_page(self, name: str, *views: dict[str, Any]) -> None:
+        """A page of trees to one question, and the index that leads to it."""
+        page = {"trees": views, "index": "../index.html"}
+        write_page(self.folder / "trees" / f"{name}.html", "tree", views[0]["question"], page)
+        write_index(self.folder, PANELS)
 
     def keep_if_best(self, save: Callable[[Path], None], accuracy: float, step: int) -> None:
         """The best model by dev accuracy stands in the run's folder itself; without that of step 0 a run is refused."""
@@ -118,6 +128,7 @@ class Run:
     def finish(self, table: str) -> list[Path]:
         """Writes the final table and draws the plots; returns their files."""
         (self.folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+        write_index(self.folder, PANELS)
         return plot_run(self.folder)
 
 

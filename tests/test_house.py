@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a module imports only what stands before it. `train` is the roof, and `eval` right below.
 TOWER = (
     "data sandbox data.settings data.statistics data.relatives data.format data.world data.trails data.worlds "
-    "data.grading data.benchmarks data.conversations data.corpus data.web data.tiny data.runs data.models "
-    "data.processes data.optimizer data.alarms data.demonstrations tools rollout advantage arpo eval train"
+    "data.grading data.benchmarks data.conversations data.corpus data.web data.tiny data.pages data.runs data.models "
+    "data.processes data.optimizer data.alarms data.demonstrations tools rollout advantage arpo data.views "
+    "eval train"
 ).split()
 FILES = {name: ROOT / f"{name.replace('.', '/')}.py" for name in TOWER} | {"data": ROOT / "data/__init__.py"}
 CORE = "rollout", "advantage", "arpo"

@@ -41,6 +41,10 @@ eval --ask "   "
     --ask: expected a question, or nothing for one of the world's, found ' '
 eval --answer 4
     --answer: expected beside --ask, whose question it belongs to, found alone
+eval --html tree.html
+    --html: expected beside --ask, whose tree it shows, found --html tree.html alone
+eval --ask --html nowhere/tree.html
+    --html nowhere/tree.html: expected a file in a folder that is there, found no folder nowhere
 eval --ask --merge merged
     --merge: expected alone, since it answers nothing, found --ask
 train --alog grpo
