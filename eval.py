@@ -34,10 +34,12 @@ from data.grading import accuracy, hierarchical_reward
 from data.judge import judge_all
 from data.memory import MemoryPlan, plan_memory
 from data.metrics import NOT_RUN, Scored
+from data.pages import check_place, write_page
 from data.paper import DECODING
 from data.results import Kept, Result, Row, Score, answered, write_results
 from data.settings import Natural, NonNegative, Positive, Questions, first_look, given, one_line_errors, parse
 from data.tables import comparison_table, gain, pass_table
+from data.views import tree_view
 from data.web import OutOfBudget
 from data.worlds import find_question, strange_words, world_of
 from rollout import PROMPT, Node, RolloutConfig, Tree
@@ -72,11 +74,12 @@ class EvalConfig(AgentConfig, JudgeConfig):
     ask: str | None = None  # answer this one question, and stop; without text, one of the world's, by --seed
     answer: str = ""  # the accepted answer to --ask, where the question is not one of the world's
     width: Positive = 120  # columns of a drawn tree
+    html: str = ""  # write the tree of --ask to this file, too, as a page for a browser
 
 
 # Flags that say something only beside --ask, and only without it.
 OF_A_TREE = {field.name for field in fields(RolloutConfig)} - {field.name for field in fields(TrajectoryConfig)}
-OF_A_TREE |= {"answer", "width"}
+OF_A_TREE |= {"answer", "width", "html"}
 OF_A_TABLE = {field.name for field in fields(AgentConfig)} - {field.name for field in fields(JudgeConfig)}
 OF_A_TABLE |= {"split", "count", "samples", "pass_k", "trajectories", "compare", "table"}
 
@@ -334,6 +337,8 @@ def read_flags(argv: list[str]) -> EvalConfig:
     vain, place = (OF_A_TREE, "beside") if config.ask is None else (OF_A_TABLE, "without")
     if flag := min(vain & given(EvalConfig, argv).keys(), default=""):
         raise ValueError(f"--{flag}: expected {place} --ask, found {' '.join(argv)}")
+    if config.html:
+        check_place(config.html)
     if config.merge and config.ask is not None:
         raise ValueError("--merge: expected alone, since it answers nothing, found --ask")
     if config.table and not config.compare:
@@ -421,7 +426,11 @@ def ask(config: EvalConfig) -> None:
     (tree,) = policy.grow([prompt], [key], task.tools, config)
     scores = score_leaves(tree, question, policy.tokenizer, config.reward_bonus)
     scored = Scored(question, tree, scores, torch.tensor([score.reward for score in scores]))
-    print(steps_text(scored, policy.tokenizer) if alone else tree_text(scored, policy, config.width))
+    advantages = torch.zeros(1) if alone else ADVANTAGES["group"](scored.rewards[None], None)[0]
+    if config.html:
+        view = tree_view(config.model, scored, advantages, policy.tokenizer, config)
+        write_page(Path(config.html), "tree", question.question, {"trees": [view]})
+    print(steps_text(scored, policy.tokenizer) if alone else tree_text(scored, advantages, policy, config.width))
 
 
 def asked_question(config: EvalConfig) -> tuple[Question, str]:
@@ -450,9 +459,8 @@ def steps_text(scored: Scored, tokenizer) -> str:
     return "\n".join([*lines, f"answer: {told}" + (f" (accepted: {known})" if known else "")])
 
 
-def tree_text(scored: Scored, policy: Policy, width: int) -> str:
+def tree_text(scored: Scored, advantages: torch.Tensor, policy: Policy, width: int) -> str:
     """The drawn tree, the accepted answer, and what the tree cost."""
-    advantages = ADVANTAGES["group"](scored.rewards[None], None)[0]
     drawn = printable(draw_tree(scored.tree, policy.tokenizer, scored.rewards, advantages, width))
     known = ", ".join(scored.question.answers) or "unknown (rewards show the format alone)"
     tokens = ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items())

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from torch import Tensor
 from tqdm import tqdm
 from transformers import Qwen2ForCausalLM
 
@@ -45,6 +45,7 @@ from data.processes import dealt_back, everyones, merged, my_share, summed
 from data.results import write_results
 from data.settings import Natural, Positive, Questions, first_look, known, one_line_errors, parse
 from data.tiny import tiny_config
+from data.views import tree_view
 from data.web import OutOfBudget
 from data.worlds import is_world
 from eval import (
@@ -356,13 +357,15 @@ def train_rl(
     bar = tqdm(steps, desc=config.algo, initial=last, total=config.max_steps, disable=not run.writes)
     with StopRequest() as stop:
         for step in bar:
-            row, drawn, config = take_step(step, policy, optimizer, stream, train.tools, config)
+            row, first, advantages, config = take_step(step, policy, optimizer, stream, train.tools, config)
             is_last = step == config.max_steps
             if step % config.eval_steps == 0 or is_last:
                 row["dev_accuracy"] = dev_accuracy(policy, dev, config)  # on dev questions, greedy
                 run.keep_if_best(policy.save, row["dev_accuracy"], step)
             if step % config.save_trees_steps == 0 or step == 1:
-                run.keep_tree(step, drawn())
+                text = printable(draw_tree(first.tree, policy.tokenizer, first.rewards, advantages))
+                view = tree_view(f"step {step}", first, advantages, policy.tokenizer, config)
+                run.keep_tree(step, f"gold: {first.question.answers}\n{text}\n", view)
             run.log(row)
             watch(row)
             totals.update({name: row[name] for name in (*TOKEN_COUNTS, "changed")})
@@ -383,8 +386,8 @@ def train_rl(
 
 def take_step(
     step: int, policy: Policy, optimizer: Optimizer, stream: "Stream", tools: Toolbox, config: TrainConfig
-) -> tuple[dict[str, float], Callable[[], str], TrainConfig]:
-    """Grow, score, advantages, update. Returns the metrics, what draws a tree, and the settings that fit in memory."""
+) -> tuple[dict[str, float], Scored, Tensor, TrainConfig]:
+    """Grow, score, advantages, update. Returns metrics, a tree, its advantages (M,), and settings that fit memory."""
     started = time.perf_counter()
     policy.sampler.counts.clear()
     kept, discarded = collect(stream, policy, tools, config, step)
@@ -411,9 +414,7 @@ def take_step(
         "seconds_update": ended - grown,  # time of the update
         "tokens_per_second": (counts["decoded"] + updated["trained"]) / (ended - started),  # sampled and trained
     }
-    first = kept[0]
-    draw = lambda: printable(draw_tree(first.tree, policy.tokenizer, first.rewards, advantages[0]))
-    return row, lambda: f"gold: {first.question.answers}\n{draw()}\n", config
+    return row, kept[0], advantages[0], config
 
 
 class Stream:

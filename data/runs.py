@@ -35,7 +35,8 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from data.plots import plot_run
+from data.pages import write_index, write_page
+from data.plots import PANELS, plot_run
 from data.results import Row, write_results
 from data.settings import Positive, Settings
 
@@ -73,7 +74,8 @@ class Run:
         self.writes = PartialState().is_main_process
         if self.writes:
             if config.overwrite and not checkpoint:  # not earlier: a start that fails must cost no run
-                (self.folder / "table.txt").unlink(missing_ok=True)
+                for old in ("table.txt", "index.html"):
+                    (self.folder / old).unlink(missing_ok=True)
                 for old in ("checkpoints", "trees", "plots"):
                     shutil.rmtree(self.folder / old, ignore_errors=True)
             (self.folder / "trees").mkdir(parents=True, exist_ok=True)
@@ -90,9 +92,17 @@ class Run:
             self.metrics.flush()
             self.also(rounded)
 
-    def keep_tree(self, step: int, text: str) -> None:
+    def keep_tree(self, step: int, text: str, view: dict[str, Any]) -> None:
+        """One of a step's trees, as text and as a page."""
         if self.writes:
             (self.folder / "trees" / f"step_{step:04d}.txt").write_text(text, encoding="utf-8")
+            self.keep_page(f"step_{step:04d}", view)
+
+    def keep_page(self, name: str, *views: dict[str, Any]) -> None:
+        """A page of trees to one question, and the index that leads to it."""
+        page = {"trees": views, "index": "../index.html"}
+        write_page(self.folder / "trees" / f"{name}.html", "tree", views[0]["question"], page)
+        write_index(self.folder, PANELS)
 
     def keep_if_best(self, save: Callable[[Path], None], accuracy: float, step: int) -> None:
         """The best model by dev accuracy stands in the run's folder itself; without that of step 0 a run is refused."""
@@ -131,6 +141,7 @@ class Run:
         about = read_about(self.folder)
         write_results(self.folder, about["settings"], about["versions"], rows, read_curve(self.folder))
         (self.folder / "table.txt").write_text(table + "\n", encoding="utf-8")  # last: a run that has it is finished
+        write_index(self.folder, PANELS)
         return plot_run(self.folder)
 
 

@@ -213,7 +213,7 @@ def learn(policy, train, dev, config: TrainConfig) -> dict:
     judged, depths = {"step": [], "accuracy": []}, note_depths(policy)
     for step in range(1, config.max_steps + 1):
         started = time.process_time()  # of the processor: others may use the machine, too
-        row, _, config = take_step(step, policy, optimizer, stream, train.tools, config)
+        row, *_, config = take_step(step, policy, optimizer, stream, train.tools, config)
         own = {"calls": calls_of(row, config), "seconds": time.process_time() - started}
         steps.append({name: row[name] for name in KEPT} | own)
         if step % config.eval_steps == 0:
@@ -280,7 +280,7 @@ def gram(policy, train, config: TrainConfig) -> dict:
     recorder, stream = Recorder.of(policy.model, config), Stream(train.questions, config.seed + 10_000)
     recorder.gradients, calls = [], []
     for batch in range(NOISE_BATCHES):  # steps after the last: their samples are used nowhere else
-        row, _, _ = take_step(config.max_steps + 1 + batch, policy, recorder, stream, train.tools, config)
+        row, *_ = take_step(config.max_steps + 1 + batch, policy, recorder, stream, train.tools, config)
         calls.append(short(calls_of(row, config)))
     gradients = torch.stack(recorder.gradients).double()
     return {"products": [[short(value) for value in row] for row in (gradients @ gradients.T).tolist()], "calls": calls}

@@ -14,10 +14,10 @@ TOWER = (
     "data sandbox data.settings data.statistics "
     "data.results data.tables data.plots data.paper data.compare data.presets "
     "data.relatives data.format data.world data.trails data.worlds "
-    "data.grading data.benchmarks data.conversations data.corpus data.web data.tiny data.runs data.models "
+    "data.grading data.benchmarks data.conversations data.corpus data.web data.tiny data.pages data.runs data.models "
     "data.cache data.logits data.memory data.chat data.judge data.agents data.drive "
     "data.outline data.processes data.optimizer data.alarms data.demonstrations "
-    "tools rollout data.metrics advantage arpo eval train"
+    "tools rollout data.metrics advantage arpo data.views eval train"
 ).split()
 FILES = {name: ROOT / f"{name.replace('.', '/')}.py" for name in TOWER} | {"data": ROOT / "data/__init__.py"}
 CORE = "rollout", "advantage", "arpo"

@@ -56,6 +56,10 @@ eval --ask "What is it?" --split dev
     --split: expected without --ask, found --ask What is it? --split dev
 eval --ask --answer 4
     --answer: expected for a question without one, found
+eval --html tree.html
+    --html: expected beside --ask, found --html tree.html
+eval --ask --html nowhere/tree.html
+    --html nowhere/tree.html: expected a file in a folder that is there, found no folder nowhere
 eval --ask --merge merged
     --merge: expected alone, since it answers nothing, found --ask
 train --alog grpo

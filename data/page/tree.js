@@ -1,0 +1,368 @@
+// The page of one tree, or of several below each other: its state, its keys, and the drawing that all views share.
+// Columns are turns and rows are leaves, so that a turn is as high as the leaves that go through it are many.
+
+const nodes = [];
+DATA.trees.forEach((tree, t) => {
+  const first = nodes.length;
+  tree.nodes.forEach((node, n) => {
+    nodes.push({ ...node, tree, t, n, id: nodes.length, up: node.parent < 0 ? null : nodes[first + node.parent], children: [] });
+  });
+  tree.leaves.forEach((leaf, m) => (nodes[first + leaf.node].leaf = { ...leaf, m }));
+});
+nodes.forEach((node) => {
+  if (node.up) node.up.children.push(node);
+  node.depth = node.up ? node.up.depth + 1 : 0;
+  node.text = node.tokens.join("");
+  node.readText = node.read.join("");
+  node.measured = mean(node.entropies.slice(0, node.tree.rule.entropy_tokens));
+  node.initial = node.up ? node.up.initial : node.measured;
+});
+const firstLeaf = (node) => node.leaf?.m ?? firstLeaf(node.children[0]);
+nodes.toReversed().forEach((node) => (node.below = node.leaf ? 1 : node.children.reduce((sum, kid) => sum + kid.below, 0)));
+const decisions = nodes.filter((node) => node.decision).sort((a, b) => a.t - b.t || a.decision.wave - b.decision.wave || a.id - b.id);
+
+const VIEWS = {
+  text: ["Text", "What the policy wrote, and below it what the tool answered. Results are read, never trained on."],
+  entropy: ["Entropy", "Bars: entropy by token, as its square root; full colour where the rule measures, and the line its mean. Dashed: H_initial of the path."],
+  credit: ["Credit", ""],
+  packed: ["Packed", "The sequence of the gradient pass: each shared turn once. A token sees its own path and nothing else."],
+};
+const state = {
+  view: "text",
+  selected: null,
+  open: false, // the panel with the selected turn
+  help: false,
+  credit: DATA.trees[0].attribution,
+  hidden: new Set(), // turns whose verdicts wait for the class
+  votes: new Map(), // turn -> hands for and against a fork
+  query: "",
+  readable: false, // rows high enough to read, however many
+  part: 0, // of the packed sequence
+  token: 0,
+};
+
+const parts = {};
+function build() {
+  const [tree] = DATA.trees;
+  const button = (name, key, label, act) => (parts[name] = el("button", { type: "button", id: name, title: `key ${key}`, click: act }, label, el("kbd", {}, key)));
+  const views = Object.keys(VIEWS).map((view, i) => button(view, `${i + 1}`, VIEWS[view][0], () => show({ view })));
+  parts.find = el("input", { id: "find", type: "search", placeholder: "search  /", "aria-label": "search", input: search });
+  parts.found = el("span", { id: "found", role: "status" });
+  parts.hint = el("p", { id: "hint" });
+  parts.score = el("span", { id: "score" });
+  parts.tree = el("section", { id: "tree", role: "tree", "aria-label": "the tree" });
+  parts.panel = el("section", { id: "panel", hidden: "", "aria-live": "polite" });
+  const accepted = tree.accepted.length ? ["accepted: ", tree.accepted.map((answer, i) => [i ? ", " : "", words(answer, "answer")])] : ["no accepted answer is known"];
+  const acts = [
+    button("credits", "h", "", otherCredit),
+    button("part", "m", "next part", () => show({ part: state.part + 1, token: 0 })),
+    button("decide", "b", "Decisions", () => step(1)),
+    button("hide", "p", "", hideOrShow),
+    button("zoom", "z", "Zoom", () => show({ readable: !state.readable })),
+    button("keys", "?", "Keys", () => show({ help: !state.help, open: false })),
+  ];
+  PAGE.replaceChildren(
+    el("header", {}, el("h1", {}, words(tree.question)), el("p", { id: "facts" }, el("b", {}, accepted.flat(2)), el("span", { id: "savings" }, DATA.trees.length > 1 ? "" : savings(tree)), DATA.index ? el("a", { href: DATA.index }, "the run") : null)),
+    el("nav", {}, el("span", { class: "group" }, views), el("span", { class: "group" }, acts), el("span", { class: "group" }, parts.find, parts.found), parts.score),
+    parts.hint,
+    parts.tree,
+    parts.panel,
+    el("footer", {}, legend()),
+  );
+}
+
+function savings(tree) {
+  const { calls, sampled, read } = tree.savings;
+  const instead = (counts, name) => `${counted(counts[0], name)} instead of ${counts[1].toLocaleString("en")}`;
+  const leaves = `${tree.leaves.length} ${tree.leaves.length === 1 ? "leaf" : "leaves"}`;
+  const costs = [instead(calls, "tool call"), instead(sampled, "sampled token"), instead(read, "read token")];
+  return `${leaves} share ${counted(tree.nodes.length, "turn")}: ${costs.join(", ")} without sharing`;
+}
+
+function legend() {
+  const kinds = Object.keys(OUTCOMES).filter((kind) => DATA.trees.some((tree) => tree.leaves.some((leaf) => outcome(leaf, tree.accepted) === kind)));
+  const leaves = kinds.map((kind) => el("span", {}, mark(kind, 14), OUTCOMES[kind]));
+  const verdicts = { forked: "forked", refused: "asked, no fork", spent: "would fork, budget spent" };
+  return [leaves, Object.entries(verdicts).map(([kind, told]) => el("span", {}, diamond(kind), told))].flat();
+}
+
+/** What the branch rule said after a turn's result. */
+function verdict(node) {
+  if (state.hidden.has(node)) return "asked";
+  const { new_paths, prob, bar } = node.decision;
+  return new_paths ? "forked" : prob > (bar ?? -Infinity) ? "spent" : "refused";
+}
+
+function diamond(kind, size = 16) {
+  const shape = svg("path", { d: "M8 1L15 8L8 15L1 8z" });
+  const sign = kind === "spent" ? svg("path", { d: "M4 12L12 4" }) : kind === "asked" ? svg("text", { x: 8, y: 12 }, "?") : null;
+  return svg("svg", { class: `diamond ${kind}`, viewBox: "0 0 16 16", width: size, height: size }, shape, sign);
+}
+
+// ---------------------------------------------------------------- state
+
+function show(changes = {}) {
+  Object.assign(state, changes);
+  draw();
+}
+
+function select(node, changes = {}) {
+  if (node) history.replaceState(null, "", `#${node.id}`);
+  show({ selected: node, help: false, part: 0, ...changes });
+}
+
+/** Whether a turn is on the page: what a verdict started that waits for the class is not, nor what came of what was
+ * left of the budget, which would tell how many forks there were. */
+function there(node) {
+  if (!state.hidden.size || !node.rank) return true;
+  if (node.up) return !state.hidden.has(node.up.stopped === "probe" ? node.up.up : node.up);
+  return node.rank < node.tree.rule.num_initial || !decisions.some((other) => other.t === node.t && state.hidden.has(other));
+}
+
+const shown = (node) => there(node) && (!node.up || shown(node.up));
+
+function step(by) {
+  const open = decisions.filter(shown);
+  if (!open.length) return;
+  const at = open.indexOf(state.selected);
+  const next = at < 0 ? (by > 0 ? 0 : open.length - 1) : (at + by + open.length) % open.length;
+  select(open[next], { open: true });
+}
+
+function hideOrShow() {
+  state.hidden = new Set(state.hidden.size ? [] : decisions);
+  state.votes.clear();
+  select(state.selected && shown(state.selected) ? state.selected : null);
+}
+
+function reveal() {
+  state.hidden.delete(state.selected);
+  draw();
+}
+
+function vote(hand) {
+  if (!state.hidden.has(state.selected)) return;
+  const hands = state.votes.get(state.selected) ?? { fork: 0, not: 0 };
+  hands[hand] += 1;
+  state.votes.set(state.selected, hands);
+  draw();
+}
+
+function otherCredit() {
+  const kinds = Object.keys(DATA.trees[0].credit);
+  show({ view: "credit", credit: kinds[(kinds.indexOf(state.credit) + 1) % kinds.length] });
+}
+
+const matches = (node) => state.query && `${node.text}\n${node.readText}\n${node.leaf?.answer ?? ""}`.toLowerCase().includes(state.query);
+
+function search() {
+  show({ query: parts.find.value.toLowerCase() });
+}
+
+function nextMatch(by) {
+  const hits = nodes.filter((node) => shown(node) && matches(node));
+  const at = hits.indexOf(state.selected);
+  if (hits.length) select(hits[at < 0 ? 0 : (at + by + hits.length) % hits.length]);
+}
+
+// ---------------------------------------------------------------- keys
+
+const KEYS = {
+  "1 2 3 4": "text, entropy, credit, packed sequence",
+  "← → ↑ ↓": "parent, child, the turn above or below",
+  Enter: "open the turn, and close it",
+  "b B": "next and previous decision of the branch rule",
+  p: "hide the verdicts and what came of them; show all",
+  "y n r": "a hand for a fork, a hand against it, reveal",
+  h: "credit soft, hard, or as the run has it",
+  "/": "search; Enter goes on, Escape ends it",
+  z: "rows high enough to read, or all at once",
+  m: "next part of the packed sequence",
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target === parts.find) {
+    if (event.key === "Enter") nextMatch(event.shiftKey ? -1 : 1);
+    if (event.key === "Escape") {
+      parts.find.value = "";
+      search();
+      parts.find.blur();
+    }
+    return;
+  }
+  const actions = {
+    1: () => show({ view: "text" }),
+    2: () => show({ view: "entropy" }),
+    3: () => show({ view: "credit" }),
+    4: () => show({ view: "packed" }),
+    b: () => step(1),
+    B: () => step(-1),
+    p: hideOrShow,
+    y: () => vote("fork"),
+    n: () => vote("not"),
+    r: reveal,
+    h: otherCredit,
+    m: () => show({ part: state.part + 1, token: 0 }),
+    z: () => show({ readable: !state.readable }),
+    "?": () => show({ help: !state.help, open: false }),
+    "/": () => parts.find.focus(),
+    Escape: () => show({ open: false, help: false }),
+    Enter: () => state.selected && show({ open: !state.open, help: false }),
+    ArrowLeft: () => walk("left"),
+    ArrowRight: () => walk("right"),
+    ArrowUp: () => walk("up"),
+    ArrowDown: () => walk("down"),
+  };
+  const onButton = event.target.tagName === "BUTTON" && event.key === "Enter"; // which then does what it says
+  if (!actions[event.key] || onButton) return;
+  event.preventDefault();
+  actions[event.key]();
+});
+
+function walk(way) {
+  const here = state.selected;
+  if (state.view === "packed") return walkPacked(way);
+  if (!here) return select(nodes[0]);
+  if (way === "left") return select(here.up ?? here);
+  if (way === "right") return select(here.children.find(shown) ?? here);
+  const column = nodes.filter((node) => node.depth === here.depth && shown(node)); // nodes stand in the order of rows
+  select(column[column.indexOf(here) + (way === "up" ? -1 : 1)] ?? here);
+}
+
+// ---------------------------------------------------------------- drawing
+
+const SIZES = { prompt: 34, leaf: 292, gutter: 62, head: 22, band: 30, line: 17.5 };
+
+function draw() {
+  for (const view of Object.keys(VIEWS)) parts[view].setAttribute("aria-pressed", view === state.view);
+  parts.credits.firstChild.textContent = `Credit: ${state.credit}`;
+  parts.credits.hidden = state.view !== "credit";
+  parts.part.hidden = state.view !== "packed" || packedTree().packed.length < 2;
+  parts.hide.firstChild.textContent = state.hidden.size ? "Show all" : "Hide verdicts";
+  parts.zoom.setAttribute("aria-pressed", state.readable);
+  parts.hint.textContent = state.view === "credit" ? creditHint() : VIEWS[state.view][1];
+  const hits = nodes.filter((node) => shown(node) && matches(node));
+  parts.found.textContent = state.query ? `${hits.indexOf(state.selected) + 1 || "–"} of ${hits.length}` : "";
+  parts.score.textContent = score();
+  drawPanel();
+  if (state.view === "packed") drawPacked();
+  else drawTree();
+}
+
+/** Rows and heights of what is shown. */
+function layout() {
+  let row = 0;
+  let bands = 0;
+  const place = (node) => {
+    const kids = node.children.filter(there);
+    Object.assign(node, { row, bands });
+    if (kids.length) kids.forEach(place);
+    else row += 1;
+    node.rows = row - node.row;
+  };
+  const tops = DATA.trees.map((tree, t) => {
+    const top = { row, bands };
+    if (DATA.trees.length > 1) bands += 1;
+    nodes.filter((node) => node.t === t && !node.up && there(node)).forEach(place);
+    return { ...top, rows: row - top.row };
+  });
+  const { clientWidth, clientHeight } = parts.tree;
+  const room = clientHeight - SIZES.head - bands * SIZES.band - 4;
+  const height = Math.max(state.readable ? 46 : 7, Math.min(96, room / Math.max(1, row)));
+  const columns = Math.max(...nodes.map((node) => node.depth)) + 1;
+  const width = Math.max(128, Math.min(520, (clientWidth - SIZES.prompt - SIZES.leaf - 16) / columns));
+  const y = (row, bands) => SIZES.head + row * height + bands * SIZES.band;
+  return { tops, height, width, columns, y, x: (depth) => SIZES.prompt + 12 + depth * width, rows: row, bands };
+}
+
+function place(element, left, top, width, height) {
+  Object.assign(element.style, { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` });
+  return element;
+}
+
+function drawTree() {
+  const plan = layout();
+  const links = svg("svg", { class: "links" });
+  const drawn = [links, heads(plan)];
+  DATA.trees.forEach((tree, t) => drawn.push(...drawRoot(tree, plan, plan.tops[t])));
+  for (const node of nodes.filter(shown)) drawn.push(...drawNode(node, plan, links));
+  const bottom = plan.y(plan.rows, plan.bands);
+  place(links, 0, 0, plan.x(plan.columns) + SIZES.leaf, bottom);
+  parts.tree.className = plan.height < 30 ? "dense" : "";
+  parts.tree.replaceChildren(...drawn);
+  parts.tree.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+function heads(plan) {
+  const turns = Array.from({ length: plan.columns }, (_, depth) => place(el("span", {}, `turn ${depth + 1}`), plan.x(depth), 0, plan.width, SIZES.head));
+  const names = ["leaf", "answer", "reward", "advantage"].map((name) => el("span", {}, name));
+  return el("div", { class: "heads" }, turns, place(el("div", { class: "leaf names" }, names), plan.x(plan.columns), 0, SIZES.leaf, SIZES.head));
+}
+
+/** The prompt, which all leaves share, and over several trees the title of each. */
+function drawRoot(tree, plan, top) {
+  const drawn = [];
+  const several = DATA.trees.length > 1;
+  if (several) {
+    const { marks, told } = tally(tree);
+    const reward = `mean reward ${signed(mean(tree.leaves.map((leaf) => leaf.reward)))}`;
+    drawn.push(place(el("h2", { class: "band" }, `${tree.title}: ${told}, ${reward} `, state.hidden.size ? [] : marks), 0, plan.y(top.row, top.bands), plan.x(plan.columns) + SIZES.leaf, SIZES.band));
+  }
+  const prompt = el("div", { class: "prompt", title: tree.prompt.join("") }, el("span", {}, `prompt, ${counted(tree.prompt.length, "token")}`));
+  drawn.push(place(prompt, 2, plan.y(top.row, top.bands + several) + 1, SIZES.prompt - 8, top.rows * plan.height - 3));
+  return drawn;
+}
+
+function drawNode(node, plan, links) {
+  const gutter = node.leaf && !node.children.length ? 12 : SIZES.gutter;
+  const [left, top] = [plan.x(node.depth), plan.y(node.row, node.bands)];
+  const [width, height] = [plan.width - gutter, node.rows * plan.height - Math.min(4, plan.height / 6)];
+  const middle = (other) => plan.y(other.row, other.bands) + (other.rows * plan.height - 4) / 2;
+  const kids = node.children.filter(there);
+  const box = el("div", { class: `turn ${classes(node)}`, id: `n${node.id}`, role: "treeitem", "aria-level": node.depth + 1, "aria-selected": node === state.selected, click: () => select(node, { open: node === state.selected ? !state.open : state.open }) });
+  const drawn = [place(box, left, top, width, height)];
+  FILL[state.view](node, box, width, height);
+  const end = left + width;
+  for (const kid of kids) links.append(svg("path", { class: kid.rank ? "fork" : "on", d: `M${end} ${middle(node)}H${end + 10}C${end + 36} ${middle(node)} ${end + 26} ${middle(kid)} ${plan.x(kid.depth)} ${middle(kid)}` }));
+  if (node.decision) drawn.push(place(badge(node, node.rows * plan.height), end + 1, top, SIZES.gutter - 2, height));
+  if (node.leaf && !kids.length) {
+    links.append(svg("path", { class: "out", d: `M${end} ${middle(node)}H${plan.x(plan.columns)}` }));
+    drawn.push(place(drawLeaf(node, plan.height), plan.x(plan.columns), top, SIZES.leaf, height));
+  }
+  return drawn;
+}
+
+function classes(node) {
+  const found = [node.rank && node.up ? "forked" : "", node.stopped, state.query ? (matches(node) ? "hit" : "miss") : ""];
+  return found.filter(Boolean).join(" ");
+}
+
+function badge(node, height) {
+  const kind = verdict(node);
+  const { delta, new_paths } = node.decision;
+  const told = { asked: "vote", forked: `${new_paths} new`, refused: "no fork", spent: "spent" }[kind];
+  const above = height < 18 ? null : el("span", { class: "above" }, kind === "asked" ? "ΔH ?" : signed(delta, 3));
+  const under = height < 48 ? null : el("span", { class: "under" }, told);
+  const title = kind === "asked" ? "hidden" : `ΔH ${signed(delta, 4)}: ${told}`;
+  return el("div", { class: `badge ${kind}${height < 48 ? " low" : ""}`, title, click: () => select(node, { open: true }) }, above, diamond(kind, Math.max(8, Math.min(16, height))), under);
+}
+
+function drawLeaf(node, height) {
+  const { leaf, tree } = node;
+  const kind = outcome(leaf, tree.accepted);
+  const low = height < 13;
+  const texts = [state.hidden.size ? "" : `${leaf.m}`, signed(leaf.reward), signed(leaf.advantage)].map((text) => el("span", {}, low ? "" : text));
+  const answer = words(low ? "" : (leaf.answer ?? { length: "out of tokens", calls: "out of calls" }[leaf.end] ?? "wrong format"));
+  const shape = mark(kind, Math.max(7, Math.min(18, height - 4)));
+  return el("div", { class: "leaf", "data-outcome": kind, click: () => select(node) }, texts[0], shape, answer, texts[1], texts[2], bar(leaf.advantage, tree, Math.min(8, height - 1)));
+}
+
+/** A bar from the middle: to the right and solid above 0, to the left and open below it. */
+function bar(value, tree, height) {
+  const width = (19 * Math.abs(value)) / largest(tree);
+  const shape = svg("rect", { class: value < 0 ? "less" : "more", x: value < 0 ? 20 - width : 20, y: 1, width, height });
+  return svg("svg", { class: "bar", width: 40, height: height + 2 }, svg("path", { d: `M20 0V${height + 2}` }), shape);
+}
+
+const largest = (tree) => Math.max(1e-9, ...tree.leaves.map((leaf) => Math.abs(leaf.advantage)));
