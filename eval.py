@@ -399,7 +399,8 @@ def opener(config: EvalConfig, lent: Lent) -> Callable[[str], Policy]:
     """Opens models for texts of two turns, and lends the first."""
 
     def opened(name: str) -> Policy:
-        policy = Policy.open(replace(config, model=name), 2 * config.max_turn_tokens, 1)
+        room = {"max_completion_length": 2 * config.max_turn_tokens, "num_generations": 1, "num_initial": 0}
+        policy = Policy.open(replace(config, model=name, **room))
         lent.read = lent.read or policy.read
         return policy
 

@@ -26,7 +26,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from data.benchmarks import plain_text
 from data.format import encode_chat, encode_plain
-from data.models import halve_until_it_fits
+from data.memory import Halving
 from data.web import Cache, WebError, request, seconds_to_wait
 
 LONGEST_WAIT = 600.0  # seconds: an endpoint that asks for more is not waited for
@@ -59,27 +59,27 @@ class Reply:
 
 
 class LocalModel:
-    """A Hugging Face causal LM. `around` makes a context in which it is the model that is wanted."""
+    """A Hugging Face causal LM; `around` makes a context in which it has another form, such as without its adapter."""
 
-    def __init__(self, model, tokenizer, max_rows=64, around: Callable[[], AbstractContextManager] = nullcontext):
-        self.model, self.tokenizer, self.max_rows, self.around = model, tokenizer, max_rows, around
+    def __init__(self, model, tokenizer, max_rows=64, around: Callable[[], AbstractContextManager] | None = None):
+        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        self.around = around or (lambda: nullcontext(model))
         ends = model.generation_config.eos_token_id
         self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        # `generate` fills unset fields from the checkpoint, e.g. a repetition penalty: leave it none.
-        model.generation_config = GenerationConfig(pad_token_id=min(self.ends), eos_token_id=sorted(self.ends))
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9
 
     def __call__(self, prompts: list[Prompt]) -> list[Reply]:
         rows = [self.encode(prompt) for prompt in prompts]
         replies = {i: Reply("", "context", len(row)) for i, row in enumerate(rows) if len(row) >= self.context}
         left = sorted(set(range(len(rows))) - replies.keys(), key=lambda i: (len(rows[i]), i))
+        wanted = min(self.max_rows, len(left))
+        at_once = Halving(wanted, 1, "texts written at once:")
+        some = lambda: [(prompts[i], rows[i]) for i in left[: at_once.size]]
         while left:
-            wanted = min(self.max_rows, len(left))
-            some = lambda count: self._generate([prompts[i] for i in left[:count]], [rows[i] for i in left[:count]])
-            done, fitted = halve_until_it_fits(some, wanted, 1, "texts written at once:")
-            self.max_rows = fitted if fitted < wanted else self.max_rows
+            done = at_once.fit(lambda: self._generate(*zip(*some())))
             replies |= zip(left, done)
-            del left[:fitted]
+            del left[: len(done)]
+        self.max_rows = at_once.size if at_once.size < wanted else self.max_rows
         return [replies[i] for i in range(len(prompts))]
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -96,9 +96,11 @@ class LocalModel:
         draw = Draw(self, prompts, [min(p.max_tokens, self.context - len(r)) for p, r in zip(prompts, rows)])
         settings = GenerationConfig(max_new_tokens=max(draw.limits), do_sample=False, pad_token_id=pad)
         stop = lambda ids, _, **kwargs: ids.new_full(ids.shape[:1], all(draw.ends), dtype=torch.bool)
-        with self.around():
-            more = dict(logits_processor=[draw], stopping_criteria=[stop], generation_config=settings)
-            self.model.generate(input_ids=ids, attention_mask=mask, **more)
+        more = dict(logits_processor=[draw], stopping_criteria=[stop], generation_config=settings)
+        with self.around() as model:
+            # `generate` fills unset fields from the checkpoint, e.g. a repetition penalty: leave it none.
+            model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(self.ends))
+            model.generate(input_ids=ids, attention_mask=mask, **more)
         texts = [self.text(row) for row in draw.rows]
         sizes = zip(map(len, rows), map(len, draw.rows))
         return [Reply(up_to_stop(t, p.stops), e, *n) for t, p, e, n in zip(texts, prompts, draw.ends, sizes)]

@@ -30,7 +30,7 @@ def test_a_text_does_not_depend_on_its_batch(local):
     together = local(PROMPTS)
     assert [local([prompt])[0] for prompt in PROMPTS] == together
     assert local(PROMPTS[::-1])[::-1] == together
-    few = LocalModel(local.model, local.tokenizer, max_rows=2)
+    few = LocalModel(local.model, local.tokenizer, 2)
     assert few(PROMPTS) == together
     assert len({reply.text for reply in together}) == 5 and all(reply.wrote > 0 for reply in together)
 
