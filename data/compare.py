@@ -90,25 +90,36 @@ def tables(lines: list[Line], ks: Sequence[int]) -> list[str]:
 
 
 def table(lines: list[Line], ks: Sequence[int]) -> str:
-    """One table, and the differences to its first line."""
-    first, width = lines[0], max(26, *(len(line.name) for line in lines))
-    row = first.rows[0]
-    how = "the likeliest answers" if first.greedy else f"sampled answers ({row.decoding})"
-    several = any(len(line.rows) > 1 for line in lines)
+    """One table with what its rows leave out, the differences to its first line, and pass@k where it was sampled."""
+    first, decodings = lines[0], {line.rows[0].decoding for line in lines}
+    how = "sampled answers" if not first.greedy else "the likeliest answers"
+    if len(decodings) == 1 and not first.greedy:
+        how += f" ({first.rows[0].decoding})"
+    names = [line.name + f" ({line.rows[0].decoding})" * (len(decodings) > 1) for line in lines]
+    texts = [f"{first.data}, {len(first.rows[0].results)} questions, {how}"]
+    texts.append(comparison_table({name: line.rows for name, line in zip(names, lines)}))
+    without = [
+        f"{name} is without: {line.rows[0].leaves_out}" for name, line in zip(names, lines) if line.rows[0].leaves_out
+    ]
+    return "\n".join(texts + without + differences(names, lines) + passes(names, lines, ks))
+
+
+def differences(names: list[str], lines: list[Line]) -> list[str]:
+    """What each line has over the first, question by question."""
+    width, several = max(26, *map(len, names)), any(len(line.rows) > 1 for line in lines)
     drawn = "questions and seeds" if several else "questions, so another seed may differ by more"
-    texts = [f"{first.data}, {len(row.results)} questions, {how}"]
-    texts.append(comparison_table({line.name: line.rows for line in lines}))
-    if lines[1:]:
-        texts.append(
-            f"\n{'accuracy, points':{width}s}  over {first.name}, paired; 95% interval by a bootstrap over {drawn}"
-        )
-    texts += [f"{line.name:{width}s}  {gain_text(line, first)}" for line in lines[1:]]
-    for line in lines:
+    told = f"over {names[0]}, paired; 95% interval by a bootstrap over {drawn}"
+    texts = [f"\n{'accuracy, points':{width}s}  {told}"] * bool(lines[1:])
+    return texts + [f"{name:{width}s}  {gain_text(line, lines[0])}" for name, line in zip(names[1:], lines[1:])]
+
+
+def passes(names: list[str], lines: list[Line], ks: Sequence[int]) -> list[str]:
+    texts = []
+    for name, line in zip(names, lines):
         fewest = min(len(result.attempts) for row in line.rows for result in row.results)
         if possible := [k for k in ks if 1 < k <= fewest]:
-            texts.append(f"\n{line.name}, {fewest} answers a question ({line.rows[0].decoding})")
-            texts.append(pass_table(line.rows, [1, *possible]))
-    return "\n".join(texts)
+            texts += [f"\n{name}, {fewest} answers a question", pass_table(line.rows, [1, *possible])]
+    return texts
 
 
 def gain_text(line: Line, first: Line) -> str:

@@ -35,6 +35,11 @@ def means(rows: list[Row], name: str) -> np.ndarray:
     return np.array([[result.mean(name) for result in row.results] for row in rows], dtype=float)
 
 
+def is_judged(rows: list[Row]) -> bool:
+    """Whether a language model has a word on every answer."""
+    return all(attempt.label for row in rows for result in row.results for attempt in result.attempts)
+
+
 def summary(rows: list[Row]) -> dict[str, float]:
     """The numbers of one line of the table."""
     right, attempts = means(rows, "accuracy"), [a for row in rows for result in row.results for a in result.attempts]
@@ -55,27 +60,36 @@ def summary(rows: list[Row]) -> dict[str, float]:
 def comparison_table(lines: dict[str, list[Row]]) -> str:
     """Accuracy with interval, rewards, calls; then accuracy (and calls) by family."""
     width = max(26, *map(len, lines))
-    head = "accuracy  95% interval    reward  without bonus  calls/answer  tokens/answer  malformed"
+    judged = any(map(is_judged, lines.values()))
+    head = (
+        "accuracy  95% interval    reward  without bonus  calls/answer  tokens/answer  malformed" + "  judged" * judged
+    )
     texts = [f"{'':{width}s}  {head}"]
-    for name, line in lines.items():
-        r = summary(line)
+    for name, rows in lines.items():
+        r = summary(rows)
+        label = f"{means(rows, 'right').mean():6.1%}" if is_judged(rows) else "-"
         texts.append(
             f"{name:{width}s}   {r['accuracy']:6.1%}  [{r['low']:5.1%}, {r['high']:5.1%}]  {r['reward']:+7.3f}"
             f"  {r['reward_without_bonus']:+13.3f}  {r['calls']:12.2f}  {r['tokens']:13.0f}  {r['malformed']:9.1%}"
+            + f"  {label:>6s}"
+            * judged
         )
     return "\n".join(texts + family_table(lines, width))
 
 
 def family_table(lines: dict[str, list[Row]], width: int) -> list[str]:
     """Accuracy and calls by the questions' families, such as levels; nothing where there are none."""
-    families = sorted({result.family for line in lines.values() for result in line[0].results if result.family})
+    families = sorted({result.family for rows in lines.values() for result in rows[0].results if result.family})
     texts = [f"\n{'accuracy (calls) by family':{width}s}  " + "".join(f"{family:>14s}" for family in families)]
-    for name, line in lines.items():
+    for name, rows in lines.items():
         cells = []
         for family in families:
-            own = [result for row in line for result in row.results if result.family == family]
-            right, calls = (np.mean([result.mean(field) for result in own]) for field in ("accuracy", "calls"))
-            cells.append(f"{right:7.0%} ({calls:.1f})" if own else "-")
+            own = [result for row in rows for result in row.results if result.family == family]
+            if own:
+                right, calls = (np.mean([result.mean(field) for result in own]) for field in ("accuracy", "calls"))
+                cells.append(f"{right:7.0%} ({calls:.1f})")
+            else:
+                cells.append("-")
         texts.append(f"{name:{width}s}  " + "".join(f"{cell:>14s}" for cell in cells))
     return texts if families else []
 
@@ -112,16 +126,20 @@ class Gain(NamedTuple):
 
 
 def gain(rows: list[Row], base: list[Row]) -> Gain | None:
-    """What rows have over others on the questions that both have; None where they have none in common."""
+    """What rows have over others on the questions that both have; None where they have none in common.
+
+    By the judge's word if it has been given on all of both, else by comparison with the gold answers.
+    """
     shared = sorted(set.intersection(*({(r.id, r.asked) for r in row.results} for row in rows + base)))
     if not shared:
         return None
-    values, others = (100 * np.array([matched(row, shared) for row in side]) for side in (rows, base))
+    name = "right" if is_judged(rows + base) else "accuracy"
+    values, others = (100 * np.array([matched(row, shared, name) for row in side]) for side in (rows, base))
     same_runs = [row.seed for row in rows] == [row.seed for row in base]
     return Gain(values.mean() - others.mean(), *difference(values, others, same_runs), len(shared))
 
 
-def matched(row: Row, questions: list[tuple[str, str]]) -> list[float]:
-    """A row's accuracies in the order of the questions, known by id and text."""
-    own = {(result.id, result.asked): result.mean("accuracy") for result in row.results}
+def matched(row: Row, questions: list[tuple[str, str]], name: str) -> list[float]:
+    """A row's means of a field of `Score`, in the order of the questions, known by id and text."""
+    own = {(result.id, result.asked): result.mean(name) for result in row.results}
     return [own[question] for question in questions]
