@@ -53,8 +53,11 @@ def read_page(file: Path) -> dict[str, Any]:
 
 
 def write_index(folder: Path, panels: dict[str, tuple[str, str, dict[str, str]]]) -> Path:
-    """`index.html` of a run's folder, made of the files there: curves (a title, a unit and metrics for each of the panels), the
-    table, and the pages in `trees`. Those of a step have one tree, those of a question one before and one after."""
+    """`index.html` of a run's folder, made of the files there: curves, the table, and the pages in `trees`.
+
+    A panel has a title, a unit and metrics. The pages of a step have one tree, those of a question one before and one
+    after training.
+    """
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     lines = lambda keys: {key: [[row["step"], row[key]] for row in rows if key in row] for key in keys}
     table, about = folder / "table.txt", json.loads((folder / "run.json").read_text("utf-8"))["settings"]

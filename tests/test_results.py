@@ -13,7 +13,7 @@ QUESTIONS = [Question(f"q{n}", f"What is {n}?", (str(n),), "odd" if n % 2 else "
 def result_of(question: Question, right=True) -> Result:
     turns = [{"role": "assistant", "content": "I\u2028count"}]
     return Result.of(
-        question, [Score(question.answers[0], float(right), 1.0, {"search": 2}, 30, "end", 0.5, "", turns)]
+        question, [Score(question.answers[0], float(right), 1.0, {"search": 2}, 30, "end", 0.5, "", turns=turns)]
     )
 
 
