@@ -24,9 +24,9 @@ from itertools import chain
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
-from data.benchmarks import plain_text
 from data.format import encode_chat, encode_plain
 from data.memory import Halving
+from data.rows import plain_text
 from data.web import Cache, WebError, request, seconds_to_wait
 
 LONGEST_WAIT = 600.0  # seconds: an endpoint that asks for more is not waited for

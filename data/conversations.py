@@ -14,9 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from data import ANSWER
-from data.benchmarks import Benchmark, as_record, find_rows, naming, plain_text, repair, unpacked
+from data.benchmarks import repair
 from data.format import THINK, Tool, split_results, tagged, without_result_tags
 from data.grading import unboxed
+from data.rows import Benchmark, as_record, find_rows, naming, plain_text, unpacked
 
 SETS = {  # in the first two a whole trajectory stands in one text; the last knows no tools
     "arpo-sft": Benchmark("dongguanting/ARPO-SFT-54K", "train", 54_574, "", "MIT"),

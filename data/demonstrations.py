@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import ANSWER, Action
-from data.benchmarks import path_of
 from data.conversations import describe_skipped, load_conversations
 from data.format import Tool, TrajectoryConfig, encode_turns, read_answer, write_action
+from data.rows import path_of
 from data.settings import Natural, NonNegative, Positive, Share
 from data.tiny import VOCAB_SIZES, build_tokenizer
 from data.worlds import demonstrations, is_world

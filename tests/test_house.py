@@ -14,8 +14,8 @@ TOWER = (
     "data sandbox data.settings data.statistics "
     "data.results data.tables data.plots data.paper data.compare data.presets "
     "data.relatives data.format data.world data.trails data.worlds "
-    "data.grading data.benchmarks data.conversations data.corpus data.web data.tiny data.pages data.runs data.models "
-    "data.cache data.logits data.memory data.chat data.judge data.agents data.drive "
+    "data.grading data.rows data.benchmarks data.conversations data.corpus data.web data.tiny data.pages data.runs "
+    "data.models data.cache data.logits data.memory data.chat data.judge data.agents data.drive "
     "data.outline data.processes data.optimizer data.alarms data.demonstrations "
     "tools rollout data.metrics advantage arpo data.views eval train"
 ).split()
