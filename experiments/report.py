@@ -35,6 +35,7 @@ from experiments.measures import (
 )  # fmt: skip
 
 HERE = Path(__file__).parent
+FORKS = HERE / "forks.json"  # of forks.py
 AXES = {
     "calls": "tool calls",
     "decoded": "sampled tokens",
@@ -185,6 +186,23 @@ def listens(cells: Cells, probes) -> list[str]:
         "whole tree stand elsewhere than another lot's; places in one wave are mostly the same place.",
         "![forks](figures/forks.png)",
         table("arm | places a step | forks | top-ups | elsewhere | depth", rows),
+        *apart(json.loads(FORKS.read_text(encoding="utf-8")) if FORKS.exists() else {}),
+    ]
+
+
+def apart(found: dict) -> list[str]:
+    """On how many of their forks the arms differ that are compared for where they fork."""
+    if not found:
+        return []
+    shares = {pair: {"forks elsewhere": share} for pair, share in found["pairs"].items()}
+    columns = {"forks": "forks a tree", "depth": "depth", "results": "results a tree", "above": "share with ΔH > 0"}
+    arms = {f"`{arm}`": {columns[key]: value for key, value in own.items()} for arm, own in found["arms"].items()}
+    return [
+        "Two arms against each other (`python experiments/forks.py`): trees of the start policy for the same "
+        f"{found['questions']} questions, which begin with the same trajectories. *Forks elsewhere* are those of the "
+        "first arm behind whose tokens the second starts no path; 0 means that the two are one method.",
+        facts("arms", shares),
+        facts("arm", arms),
     ]
 
 

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from experiments import measures, report, run
+from experiments import forks, measures, report, run
 from experiments.grid import ARMS, CLAIMS, SAMPLES, Arm
 from experiments.measures import Interval
+from rollout import Decision, Node, Tree
 
 
 def test_the_committed_page_is_made_from_the_committed_files():
@@ -85,6 +86,28 @@ def test_intervals_worked_by_hand():
 def test_the_interval_chooses_the_words(values, expected):
     """Guards: a conclusion that the numbers do not carry, and "no difference" where nothing was found."""
     assert expected in report.in_words("a", "b", Interval.of(values), "accuracy")
+
+
+def test_forks_elsewhere_worked_by_hand():
+    """Two forks behind one result and one behind another; the other tree has one of the first, and one of its own.
+
+    Guards: arms that are compared although they fork at the same places.
+    """
+
+    def tree(*new: int) -> Tree:
+        decision = lambda n: Decision(1.0, 0.5, 0.1, 0.6, 0.5, 1, n, 0)
+        nodes = [Node(ids=[i], observation=[9], parent=i - 1, decision=decision(n)) for i, n in enumerate(new)]
+        return Tree([0], nodes)
+
+    assert forks.forks(tree(2, 1)) == {(0, 9): 2, (0, 9, 1, 9): 1}
+    assert forks.elsewhere([tree(2, 1)], [tree(1, 0, 4)])[0] == pytest.approx(2 / 3, abs=1e-3)
+    assert forks.elsewhere([tree(0, 0), tree(1, 0)], [tree(1, 0), tree(3, 0)])[0] == 0
+    assert forks.describe([tree(2, 1)]) == {
+        "forks": 3,
+        "depth": pytest.approx(4 / 3, abs=1e-3),
+        "results": 2,
+        "above": 1,
+    }
 
 
 def cell(accuracy: list[float], calls: float, sampled: str = "40") -> dict:
