@@ -147,7 +147,7 @@ train --load_in_4bit maybe
 train --algo ppo
     --algo: expected one of 'arpo', 'random', 'grpo', … , found 'ppo'
 train --preset deepsearch
-    --preset: expected one of '', 'deep-search', found 'deepsearch'
+    --preset: expected one of '', 'reasoning', … , found 'deepsearch'
 train --stage dpo
     --stage: expected one of 'rl', 'sft', found 'dpo'
 train --branch_rule dice
@@ -172,6 +172,14 @@ train --tool_limits 3
     --tool_limits: expected such as "search=3,python=5" with python, search, browse, found '3'
 train --tool_limits search=3;python=5
     --tool_limits: expected such as "search=3,python=5" with python, search, browse, found 'search=3;python=5'
+train --tool_limits python=1,python=2
+    --tool_limits: expected such as "search=3,python=5" with python, search, browse, found 'python=1,python=2'
+train --tool_limits python=²
+    --tool_limits: expected such as "search=3,python=5" with python, search, browse, found 'python=²'
+train --python_seconds 1e12
+    --python_seconds: expected at most 3,600, found 1000000000000.0
+eval --count 1000000
+    --count: expected at most 100,000, found 1000000
 train --num_generations 1
     num_initial (N) must be from 1 to num_generations (M = 1), or 0 for M; found 4
 train --num_generations 4 --num_initial 5
@@ -301,11 +309,15 @@ train --dry_run --data packed.jsonl.gz
 train --dry_run --data packed.jsonl
     packed.jsonl, line 1: expected text in UTF-8, found the byte 0x8b at 1
 train --dry_run --data folder.jsonl
-    folder.jsonl: expected a file, found a folder; did you mean folder.jsonl?
+    folder.jsonl: expected a file, found a folder
 train --dry_run --data .
     .: expected a file, found a folder
 train --dry_run --data runs/
-    runs/: expected a file, found a folder; did you mean runs?
+    runs/: expected a file, found a folder
+train --dry_run --data hollow.jsonl
+    hollow.jsonl: expected answers to train and test on, found none in 12 questions
+train --dry_run --stage sft --sft_data called.jsonl
+    expected conversations to learn from, found no usable row in called.jsonl: 12 of 12 rows skipped (calls in too
 train --dry_run --data gsm9k
     unknown data 'gsm9k': expected world, trails, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, …
 train --dry_run --data ""
@@ -404,6 +416,12 @@ train --dry_run --search serper --web_cache absent.db --cache_mode offline
     --cache_mode offline: expected a cache file (--web_cache), found none at 'absent.db'
 train --dry_run --reader ftp://localhost
     --reader ftp://localhost --reader_model '': only addresses such as https://host/page are opened, without a …
+train --dry_run --reader base --search none
+    --reader: expected pages to read (--search, --browse), found none with base
+train --dry_run --reader_model small
+    --reader_model: expected beside the URL of a --reader, found small alone
+train --dry_run --cache_mode offline
+    --cache_mode offline: expected the live web, found search in no such place
 train --dry_run --reader basic
     --reader basic --reader_model '': only addresses such as https://host/page are opened, without a user name or …
 train --data good.jsonl --search nowhere.jsonl
@@ -488,6 +506,12 @@ eval --model holed
     cannot load the model in holed: expected … expected weights for all of its layers, found none for 1: model.lay
 eval --ask --model bent
     cannot load the model in bent: … q_proj.weight of shape (128, 128), as config.json has it, found (3, 128)
+train --dry_run --model bent_config
+    bent_config/config.json: expected a model's configuration, found … `num_hidden_layers` (9) must be equal to the
+train --dry_run --model torn_bin
+    cannot load the model in torn_bin: expected a whole … , found: a .bin file that holds no tensors
+train --dry_run --model bare_adapter
+    --model bare_adapter: expected weights beside adapter_config.json, found none
 train --model void
     --model void: expected a model's folder with adapter_config.json or config.json, found neither
 train --model torn_weights --overwrite --output_dir runs/unfinished
@@ -727,6 +751,8 @@ def fill(place):
         "other.csv": "a,b\n1,2\n",
         "text.parquet": "question,answer\n",
         "words.txt": "What is 1 plus 1?\n2\n",
+        "hollow.jsonl": lines([row | {"answer": ""} for row in rows(12)]),
+        "called.jsonl": lines([{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}] * 12),
         "talk.jsonl": lines(talk * 12),
         "chat.jsonl": lines([{"chat": "hello"}] * 12),
         "roles.jsonl": lines([{"messages": [{"role": "wizard", "content": "hello"}]}] * 12),
@@ -766,6 +792,10 @@ def fill_models(place):
         "list_config": {"config.json": "[]"},
         "no_weights": {"config.json": config},
         "torn_weights": {"config.json": config, "model.safetensors": "no weights"},
+        "bent_config": {"config.json": config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 9')}
+        | {"model.safetensors": ""},
+        "torn_bin": {"config.json": config, "pytorch_model.bin": "no weights"},
+        "bare_adapter": {"adapter_config.json": json.dumps({"base_model_name_or_path": str(TINY)})},
         "lost_adapter": {"adapter_config.json": json.dumps({"base_model_name_or_path": "/nowhere/base"})},
         "torn_adapter": {"adapter_config.json": "{"},
         "vain_adapter": {"adapter_config.json": "{}"},
