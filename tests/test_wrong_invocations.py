@@ -74,6 +74,8 @@ train --no_such_flag 1
     expected flags and their values (--help lists them), found --no_such_flag, 1
 train --ask "What is it?"
     expected flags and their values (--help lists them), found --ask, What is it?
+train --dry_run ""
+    expected flags and their values (--help lists them), found
 train grpo
     expected flags and their values (--help lists them), found grpo
 train -seed 1
@@ -348,6 +350,8 @@ train --dry_run --stage sft --sft_data words.txt
     words.txt: expected a file that ends in .json, .jsonl, .parquet, .csv, .tsv, found another: unpack or convert it
 train --dry_run --sft_data absent.jsonl
     absent.jsonl: expected a file, found no such file
+train --dry_run --sft_data talk.jsonl --no_cold_start
+    --sft_data talk.jsonl: expected a cold start to learn from it, found none
 train --dry_run --cold_start --sft_data numbers.jsonl
     numbers.jsonl, line 1: expected an object, found int
 train --data few.jsonl
@@ -399,6 +403,8 @@ train --dry_run --search folder.jsonl
 train --dry_run --search .
     expected a corpus (.jsonl) or its index (.db) to search in, found '.'
 train --dry_run --search serper
+    --search serper: expected the environment variable SERPER_API_KEY, found no key
+train --dry_run --search serper --web_cache fresh.db
     --search serper: expected the environment variable SERPER_API_KEY, found no key
 train --dry_run --search brave
     --search brave: expected the environment variable BRAVE_API_KEY, found no key
@@ -600,6 +606,12 @@ train --dry_run --resume runs/short_run
     expected a checkpoint in runs/short_run/checkpoints, found none that can be read
 train --dry_run --resume runs/deaf_run
     expected a checkpoint in runs/deaf_run/checkpoints, found none that can be read
+train --dry_run --resume runs/unfinished --max_steps 2
+    --max_steps: expected at least the 3 that are done, found 2
+train --dry_run --resume runs/half_state
+    expected a checkpoint in runs/half_state/checkpoints, found none that can be read
+train --dry_run --model runs/odd_size
+    runs/odd_size/run.json: expected a size out of … , found giant
 train --dry_run --resume runs/unfinished --max_steps 0
     --max_steps: expected at least 1, found 0
 train --dry_run --resume auto --output_dir runs/lost_run
@@ -822,15 +834,16 @@ def fill_models(place):
 
 
 def fill_runs(place):
-    names = "finished unfinished torn_state list_state short_run deaf_run torn_run odd_run lost_run typed_run"
+    names = "finished unfinished torn_state list_state half_state odd_size short_run deaf_run torn_run odd_run lost_run typed_run"
     for name in names.split():
         folder = place / "runs" / name
         (folder / "checkpoints/step_000003").mkdir(parents=True)
-        torch.save({"metrics_bytes": 12}, folder / "checkpoints/step_000003/state.pt")
+        torch.save(dict.fromkeys(runs.STATE, 0) | {"metrics_bytes": 12}, folder / "checkpoints/step_000003/state.pt")
         config = train.read_flags(["--output_dir", str(folder)])
         runs.write_about(folder, config, "tiny")
         (folder / "metrics.jsonl").write_text('{"step": 0}\n')
     (place / "runs/torn_state/checkpoints/step_000003/state.pt").write_text("no checkpoint")
+    torch.save({"metrics_bytes": 0}, place / "runs/half_state/checkpoints/step_000003/state.pt")
     torch.save(["no state"], place / "runs/list_state/checkpoints/step_000003/state.pt")
     (place / "runs/short_run/metrics.jsonl").write_text('{"step"')
     (place / "runs/deaf_run/metrics.jsonl").unlink()
@@ -838,6 +851,7 @@ def fill_runs(place):
     (place / "runs/torn_run/run.json").write_text('{"settings": ')
     (place / "runs/odd_run/run.json").write_text('{"settings": []}')
     (place / "runs/lost_run/run.json").unlink()
+    runs.write_about(place / "runs/odd_size", train.read_flags([]), "giant")
     about = json.loads((place / "runs/typed_run/run.json").read_text())
     about["settings"] |= {"max_steps": "many", "seed": None}
     (place / "runs/typed_run/run.json").write_text(json.dumps(about))
