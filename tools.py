@@ -136,6 +136,7 @@ class Search(Tool):
         if around.where == "none":
             return None
         if around.where in WebSearch.URLS:
+            WebSearch.key_of(around.where, config.cache_mode)  # before a file for its answers is made
             return cls(WebSearch(around.where, around.cache, config.top_k))
         return cls(partial(around.corpus.search, top_k=config.top_k, snippet_chars=config.snippet_chars))
 

@@ -147,6 +147,8 @@ def read_flags(argv: list[str]) -> TrainConfig:
     if METHODS[config.algo].get("num_initial") == 0 and config.num_initial not in (0, config.num_generations):
         found = f"found --num_initial {config.num_initial} of {config.num_generations}"
         raise ValueError(f"--algo {config.algo}: expected all leaves to start from the prompt, {found}")
+    if not (is_world(config.sft_data) or config.cold_start or config.stage == "sft"):
+        raise ValueError(f"--sft_data {config.sft_data}: expected a cold start to learn from it, found none")
     if config.stage == "rl" and config.temperature == 0:
         raise ValueError("--temperature: expected above 0 in training, where leaves must differ, found 0")
     if config.stage == "rl" and config.top_p != 1:
@@ -172,6 +174,8 @@ def resumed(checkpoint: Path, argv: list[str]) -> TrainConfig:
     for name in ("algo", "stage", "optim"):
         if getattr(config, name) != (its := before.get(name, getattr(config, name))):
             raise ValueError(f"--resume: expected the run's own --{name} {its}, found {getattr(config, name)}")
+    if config.max_steps < (done := int(checkpoint.name.removeprefix("step_"))):
+        raise ValueError(f"--max_steps: expected at least the {done} that are done, found {config.max_steps}")
     for name, value in before.items():
         if name not in own and getattr(config, name) != value:
             print(f"resumed with another {name}: {value} before, {getattr(config, name)} now")

@@ -89,7 +89,12 @@ def size_of(model: str) -> str:
     if name := built_in(model):
         return name
     about = read_about(model)
-    return about.get("size", "tiny" if about["settings"]["model"] == "tiny" else "real") if about else "real"
+    if about is None:
+        return "real"
+    size = about.get("size") or ("tiny" if about["settings"].get("model") == "tiny" else "real")
+    if size not in SIZES:
+        raise ValueError(f"{model}/run.json: expected a size out of {', '.join(SIZES)}, found {size}")
+    return size
 
 
 def origin_of(model: str) -> tuple[str, str]:

@@ -197,6 +197,9 @@ def read_about(folder: str | Path) -> dict[str, Any] | None:
     raise ValueError(f"{file}: expected the settings of a run as JSON, found {found}")
 
 
+STATE = "step", "drawn", "totals", "weights", "optimizer", "best", "metrics_bytes"  # what a checkpoint has at least
+
+
 def find_checkpoint(resume: str, output_dir: str, default: str) -> Path | None:
     """The newest checkpoint that can be read of the run that --resume names; None where "auto" finds nothing to resume.
 
@@ -223,7 +226,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The state that `Run.checkpoint` wrote; its tensors are read when they are used. Raises ValueError."""
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-        expected = state["metrics_bytes"]
+        if lacking := set(STATE) - set(state):
+            raise ValueError(f"expected {' and '.join(sorted(lacking))} in it, found none")
+        expected = int(state["metrics_bytes"])
     except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.100}") from None
     metrics = folder.parent.parent / "metrics.jsonl"

@@ -424,10 +424,15 @@ class WebSearch:
 
     def __init__(self, provider: str, cache: Cache, top_k: int = 3, url: str | None = None, seconds: float = 10.0):
         self.provider, self.cache, self.top_k, self.seconds = provider, cache, top_k, seconds
-        self.url, self._key = url or self.URLS[provider], os.environ.get(f"{provider.upper()}_API_KEY", "")
-        if not self._key and cache.mode != "offline":
-            key = f"{provider.upper()}_API_KEY"
-            raise ValueError(f"--search {provider}: expected the environment variable {key}, found no key")
+        self.url, self._key = url or self.URLS[provider], self.key_of(provider, cache.mode)
+
+    @staticmethod
+    def key_of(provider: str, mode: str) -> str:
+        """The service's key. Raises ValueError if one is needed and there is none."""
+        name = f"{provider.upper()}_API_KEY"
+        if not os.environ.get(name) and mode != "offline":
+            raise ValueError(f"--search {provider}: expected the environment variable {name}, found no key")
+        return os.environ.get(name, "")
 
     def __call__(self, query: str) -> ToolResult:
         if not (query := normal_query(query)):

@@ -146,7 +146,7 @@ def test_a_checkpoint_that_is_cut_falls_back_to_the_one_before(tmp_path, capsys)
     for step in (1, 2):
         folder = tmp_path / "checkpoints" / f"step_{step:06d}"
         folder.mkdir(parents=True)
-        torch.save({"step": step, "metrics_bytes": 10 * step}, folder / "state.pt")
+        torch.save(dict.fromkeys(runs.STATE, 0) | {"metrics_bytes": 10 * step}, folder / "state.pt")
     (tmp_path / "metrics.jsonl").write_bytes(b" " * 20)
     newest = lambda: runs.find_checkpoint(str(tmp_path), "", "").name
     assert newest() == "step_000002"

@@ -159,7 +159,7 @@ def a_run(folder, *argv, size="tiny"):
     """A folder with the settings of a run, and a checkpoint."""
     config = flags("--output_dir", str(folder), *argv)
     (folder / "checkpoints/step_000003").mkdir(parents=True)
-    torch.save({"metrics_bytes": 0}, folder / "checkpoints/step_000003/state.pt")
+    torch.save(dict.fromkeys(runs.STATE, 0), folder / "checkpoints/step_000003/state.pt")
     (folder / "metrics.jsonl").touch()
     runs.write_about(folder, config, size)
     return config

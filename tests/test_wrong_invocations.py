@@ -74,6 +74,8 @@ train --no_such_flag 1
     expected flags and their values (--help lists them), found --no_such_flag, 1
 train --ask "What is it?"
     expected flags and their values (--help lists them), found --ask, What is it?
+train --dry_run ""
+    expected flags and their values (--help lists them), found
 train grpo
     expected flags and their values (--help lists them), found grpo
 train -seed 1
@@ -147,7 +149,7 @@ train --load_in_4bit maybe
 train --algo ppo
     --algo: expected one of 'arpo', 'random', 'grpo', … , found 'ppo'
 train --preset deepsearch
-    --preset: expected one of '', 'deep-search', found 'deepsearch'
+    --preset: expected one of '', 'reasoning', … , found 'deepsearch'
 train --stage dpo
     --stage: expected one of 'rl', 'sft', found 'dpo'
 train --branch_rule dice
@@ -172,6 +174,14 @@ train --tool_limits 3
     --tool_limits: expected such as "search=3,python=5" with python, search, browse, found '3'
 train --tool_limits search=3;python=5
     --tool_limits: expected such as "search=3,python=5" with python, search, browse, found 'search=3;python=5'
+train --tool_limits python=1,python=2
+    --tool_limits: expected such as "search=3,python=5" with python, search, browse, found 'python=1,python=2'
+train --tool_limits python=²
+    --tool_limits: expected such as "search=3,python=5" with python, search, browse, found 'python=²'
+train --python_seconds 1e12
+    --python_seconds: expected at most 3,600, found 1000000000000.0
+eval --count 1000000
+    --count: expected at most 100,000, found 1000000
 train --num_generations 1
     num_initial (N) must be from 1 to num_generations (M = 1), or 0 for M; found 4
 train --num_generations 4 --num_initial 5
@@ -301,11 +311,15 @@ train --dry_run --data packed.jsonl.gz
 train --dry_run --data packed.jsonl
     packed.jsonl, line 1: expected text in UTF-8, found the byte 0x8b at 1
 train --dry_run --data folder.jsonl
-    folder.jsonl: expected a file, found a folder; did you mean folder.jsonl?
+    folder.jsonl: expected a file, found a folder
 train --dry_run --data .
     .: expected a file, found a folder
 train --dry_run --data runs/
-    runs/: expected a file, found a folder; did you mean runs?
+    runs/: expected a file, found a folder
+train --dry_run --data hollow.jsonl
+    hollow.jsonl: expected answers to train and test on, found none in 12 questions
+train --dry_run --stage sft --sft_data called.jsonl
+    expected conversations to learn from, found no usable row in called.jsonl: 12 of 12 rows skipped (calls in too
 train --dry_run --data gsm9k
     unknown data 'gsm9k': expected world, trails, aime24, aime25, math500, gsm8k, math, webwalker, hotpotqa, …
 train --dry_run --data ""
@@ -336,6 +350,8 @@ train --dry_run --stage sft --sft_data words.txt
     words.txt: expected a file that ends in .json, .jsonl, .parquet, .csv, .tsv, found another: unpack or convert it
 train --dry_run --sft_data absent.jsonl
     absent.jsonl: expected a file, found no such file
+train --dry_run --sft_data talk.jsonl --no_cold_start
+    --sft_data talk.jsonl: expected a cold start to learn from it, found none
 train --dry_run --cold_start --sft_data numbers.jsonl
     numbers.jsonl, line 1: expected an object, found int
 train --data few.jsonl
@@ -388,6 +404,8 @@ train --dry_run --search .
     expected a corpus (.jsonl) or its index (.db) to search in, found '.'
 train --dry_run --search serper
     --search serper: expected the environment variable SERPER_API_KEY, found no key
+train --dry_run --search serper --web_cache fresh.db
+    --search serper: expected the environment variable SERPER_API_KEY, found no key
 train --dry_run --search brave
     --search brave: expected the environment variable BRAVE_API_KEY, found no key
 train --dry_run --search serper --web_cache words.db
@@ -404,6 +422,12 @@ train --dry_run --search serper --web_cache absent.db --cache_mode offline
     --cache_mode offline: expected a cache file (--web_cache), found none at 'absent.db'
 train --dry_run --reader ftp://localhost
     --reader ftp://localhost --reader_model '': only addresses such as https://host/page are opened, without a …
+train --dry_run --reader base --search none
+    --reader: expected pages to read (--search, --browse), found none with base
+train --dry_run --reader_model small
+    --reader_model: expected beside the URL of a --reader, found small alone
+train --dry_run --cache_mode offline
+    --cache_mode offline: expected the live web, found search in no such place
 train --dry_run --reader basic
     --reader basic --reader_model '': only addresses such as https://host/page are opened, without a user name or …
 train --data good.jsonl --search nowhere.jsonl
@@ -488,6 +512,12 @@ eval --model holed
     cannot load the model in holed: expected … expected weights for all of its layers, found none for 1: model.lay
 eval --ask --model bent
     cannot load the model in bent: … q_proj.weight of shape (128, 128), as config.json has it, found (3, 128)
+train --dry_run --model bent_config
+    bent_config/config.json: expected a model's configuration, found … `num_hidden_layers` (9) must be equal to the
+train --dry_run --model torn_bin
+    cannot load the model in torn_bin: expected a whole … , found: a .bin file that holds no tensors
+train --dry_run --model bare_adapter
+    --model bare_adapter: expected weights beside adapter_config.json, found none
 train --model void
     --model void: expected a model's folder with adapter_config.json or config.json, found neither
 train --model torn_weights --overwrite --output_dir runs/unfinished
@@ -576,6 +606,12 @@ train --dry_run --resume runs/short_run
     expected a checkpoint in runs/short_run/checkpoints, found none that can be read
 train --dry_run --resume runs/deaf_run
     expected a checkpoint in runs/deaf_run/checkpoints, found none that can be read
+train --dry_run --resume runs/unfinished --max_steps 2
+    --max_steps: expected at least the 3 that are done, found 2
+train --dry_run --resume runs/half_state
+    expected a checkpoint in runs/half_state/checkpoints, found none that can be read
+train --dry_run --model runs/odd_size
+    runs/odd_size/run.json: expected a size out of … , found giant
 train --dry_run --resume runs/unfinished --max_steps 0
     --max_steps: expected at least 1, found 0
 train --dry_run --resume auto --output_dir runs/lost_run
@@ -727,6 +763,8 @@ def fill(place):
         "other.csv": "a,b\n1,2\n",
         "text.parquet": "question,answer\n",
         "words.txt": "What is 1 plus 1?\n2\n",
+        "hollow.jsonl": lines([row | {"answer": ""} for row in rows(12)]),
+        "called.jsonl": lines([{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}] * 12),
         "talk.jsonl": lines(talk * 12),
         "chat.jsonl": lines([{"chat": "hello"}] * 12),
         "roles.jsonl": lines([{"messages": [{"role": "wizard", "content": "hello"}]}] * 12),
@@ -766,6 +804,10 @@ def fill_models(place):
         "list_config": {"config.json": "[]"},
         "no_weights": {"config.json": config},
         "torn_weights": {"config.json": config, "model.safetensors": "no weights"},
+        "bent_config": {"config.json": config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 9')}
+        | {"model.safetensors": ""},
+        "torn_bin": {"config.json": config, "pytorch_model.bin": "no weights"},
+        "bare_adapter": {"adapter_config.json": json.dumps({"base_model_name_or_path": str(TINY)})},
         "lost_adapter": {"adapter_config.json": json.dumps({"base_model_name_or_path": "/nowhere/base"})},
         "torn_adapter": {"adapter_config.json": "{"},
         "vain_adapter": {"adapter_config.json": "{}"},
@@ -792,15 +834,16 @@ def fill_models(place):
 
 
 def fill_runs(place):
-    names = "finished unfinished torn_state list_state short_run deaf_run torn_run odd_run lost_run typed_run"
+    names = "finished unfinished torn_state list_state half_state odd_size short_run deaf_run torn_run odd_run lost_run typed_run"
     for name in names.split():
         folder = place / "runs" / name
         (folder / "checkpoints/step_000003").mkdir(parents=True)
-        torch.save({"metrics_bytes": 12}, folder / "checkpoints/step_000003/state.pt")
+        torch.save(dict.fromkeys(runs.STATE, 0) | {"metrics_bytes": 12}, folder / "checkpoints/step_000003/state.pt")
         config = train.read_flags(["--output_dir", str(folder)])
         runs.write_about(folder, config, "tiny")
         (folder / "metrics.jsonl").write_text('{"step": 0}\n')
     (place / "runs/torn_state/checkpoints/step_000003/state.pt").write_text("no checkpoint")
+    torch.save({"metrics_bytes": 0}, place / "runs/half_state/checkpoints/step_000003/state.pt")
     torch.save(["no state"], place / "runs/list_state/checkpoints/step_000003/state.pt")
     (place / "runs/short_run/metrics.jsonl").write_text('{"step"')
     (place / "runs/deaf_run/metrics.jsonl").unlink()
@@ -808,6 +851,7 @@ def fill_runs(place):
     (place / "runs/torn_run/run.json").write_text('{"settings": ')
     (place / "runs/odd_run/run.json").write_text('{"settings": []}')
     (place / "runs/lost_run/run.json").unlink()
+    runs.write_about(place / "runs/odd_size", train.read_flags([]), "giant")
     about = json.loads((place / "runs/typed_run/run.json").read_text())
     about["settings"] |= {"max_steps": "many", "seed": None}
     (place / "runs/typed_run/run.json").write_text(json.dumps(about))
