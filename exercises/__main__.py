@@ -1,4 +1,4 @@
-"""The command line of the course. Without a command it prints GUIDE."""
+"""The command line of the course. Without a command it prints how it goes."""
 
 import argparse
 import json
@@ -6,9 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-from exercises import copies, grading, hunt
+from exercises import classroom, copies, grading, hunt
 from exercises.copies import Copy
 from exercises.course import Exercise, load_course
+from exercises.experiments import EXPERIMENTS
+from exercises.experiments import run as run_experiment
 from exercises.patches import ROOT
 
 GUIDE = """\
@@ -19,10 +21,19 @@ Exercises about ARPO: you write the heart of it yourself, and are told in second
   python -m exercises grade           checks all that you wrote; `grade 3` checks exercise 3
   python -m exercises hint 3          a hint; once more, the next one
   python -m exercises bug             plants a bug, makes a run with it and one without, and lets you find it
+  python -m exercises experiment NAME a class experiment with your own seed, one to two minutes: {names}
+  python -m exercises submit          writes what you did into one small file, to be handed in
 
-Run these here, in the checkout; write in the copy, with your editor. Any order will do; the first three are 1, 5, 6.
+For the teacher, with the files that were handed in (docs/teaching.md has a plan):
+
+  python -m exercises rubric          a page on each exercise, the known mistakes and the bugs: not for students
+  python -m exercises summary FILES   students by exercises, and who made which mistake
+  python -m exercises regrade --seed 7 FILES   everybody's code on other inputs
+  python -m exercises pool FILES      the experiments of a class in one table
+
+Run these here, in the checkout; write in the copy, with your editor. Any order will do; the easiest are 1, 5 and 6.
 Solutions are a file away, in this checkout: not looking is up to you.
-"""
+""".format(names=", ".join(EXPERIMENTS))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +78,16 @@ def build_parser() -> argparse.ArgumentParser:
     hunting.add_argument("--check", action="store_true", help="what of your answer is right, and of your test")
     hunting.add_argument("--level", type=int, choices=(1, 2, 3), default=0, help="1 is easy to find; default any")
     hunting.add_argument("--seed", type=int, help="default the copy's own; the same for all is one bug for a class")
+    trial = command("experiment", experiment)
+    trial.add_argument("name", choices=EXPERIMENTS)
+    trial.add_argument("--predict", default="", help="what you expect, in a few words, before you see it")
+    command("submit", submit)
+    command("rubric", rubric, copy=False).add_argument("numbers", metavar="N", nargs="*", type=int)
+    for name, run in (("summary", summary), ("regrade", regrade), ("pool", pool)):
+        own = command(name, run, copy=False)
+        own.add_argument("files", metavar="FILE", nargs="+", type=Path)
+        if name == "regrade":
+            own.add_argument("--seed", type=int, required=True, help="of the new inputs")
     return parser
 
 
@@ -176,6 +197,53 @@ def bug(flags) -> int:
         )
     copy.note({"time": round(time.time()), "hunt": [what for what, right in found.items() if right]})
     return 0 if all(found.values()) else 1
+
+
+def experiment(flags) -> int:
+    """runs the arms of a class experiment with your seed"""
+    copy, name = the_copy(flags), flags.name
+    print(f"{EXPERIMENTS[name].title}\nPredict first: {EXPERIMENTS[name].question}", flush=True)
+    result = run_experiment(name, copy.seed, lambda text: print(text, flush=True)) | {"predicted": flags.predict}
+    (copy.folder / "experiments").mkdir(exist_ok=True)
+    (copy.folder / "experiments" / f"{name}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(f"{result['seconds']} s of processor time. One run says little: hand it in (python -m exercises submit).")
+    return 0
+
+
+def submit(flags) -> int:
+    """writes the file to be handed in"""
+    copy = the_copy(flags)
+    file = copy.folder / f"submission-{copy.name}.json"
+    file.write_text(json.dumps(classroom.submission(copy)) + "\n", encoding="utf-8")
+    print(f"{file} holds your attempts, the lines you wrote and your experiments; hand it in if you like.")
+    return 0
+
+
+# ---------------------------------------------------------------------------------- for the teacher
+
+
+def rubric(flags) -> int:
+    """a page on each exercise"""
+    print(classroom.rubric(chosen(flags.numbers), bugs=not flags.numbers))
+    return 0
+
+
+def summary(flags) -> int:
+    """students by exercises, and who made which mistake"""
+    print(classroom.summary(classroom.read_submissions(flags.files)))
+    return 0
+
+
+def regrade(flags) -> int:
+    """everybody's code on other inputs"""
+    print(classroom.regrade(classroom.read_submissions(flags.files), flags.seed))
+    return 0
+
+
+def pool(flags) -> int:
+    """the experiments of a class in one table"""
+    print(classroom.pool(classroom.read_submissions(flags.files)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ def cases(rng):
     drawn = []
     for rows, width, temperature in ((1, 3, 0.0), (1, 4, 1.0), (2, 3, 0.5), (2, 5, 1.7), (3, 6, 1.0)):
         logits = [[round(rng.gauss(0, 2), 2) for _ in range(width)] for _ in range(rows)]
-        drawn.append({"logits": logits, "temperature": temperature})
+        drawn.append({"logits": logits, "draws": [rng.random() for _ in logits], "temperature": temperature})
     drawn[3]["logits"][0][2] = -math.inf  # a forbidden token
     return drawn
 
@@ -26,32 +26,28 @@ def expected(case):
 
 
 def probe(case):
-    from types import SimpleNamespace
-
     import torch
 
-    from rollout import Draw
+    from data.logits import draw_tokens
 
-    rows = [SimpleNamespace(key=f"row{i}", ids=[1, 2], stop_at=9, turn_start=2) for i in range(len(case["logits"]))]
-    draw = Draw(SimpleNamespace(may_stop=set()), rows, case["temperature"], lambda *stopped: None)
-    draw(None, torch.tensor(case["logits"]))
-    return [sample.entropies[0] for sample in draw.samples]
+    drawn = draw_tokens(torch.tensor(case["logits"]), torch.tensor(case["draws"]).double(), case["temperature"])
+    return drawn[:, 2].tolist()
 
 
-RIGHT = "entropies = -(logp.exp() * logp).nan_to_num().sum(-1)"
+RIGHT = "entropies = -logp.exp().mul_(logp).nan_to_num_().sum(-1, keepdim=True)"
 
 EXERCISE = Exercise(
     number=1,
     title="Entropy",
     minutes=15,
     core=True,
-    task="Set `entropies` (B,): how uncertain the model is about the next token, in nats, over the whole vocabulary.",
+    task="Set `entropies` (B, 1): how uncertain the model is about the next token, in nats, over the whole vocabulary.",
     idea="Entropy belongs to a distribution: the mean surprise over all draws, not that of the one draw.",
     misconception="the surprise of the drawn token is the entropy",
     question="A uniform distribution over 1,024 tokens: what is its entropy, and what after temperature 0.5?",
-    blanks=(Blank("rollout.py", "Draw.__call__", "entropies ="),),
-    asks=("exercise 1: set entropies (B,) from logp (B, V)",),
-    modules=("rollout",),
+    blanks=(Blank("data/logits.py", "_draw", "entropies ="),),
+    asks=("exercise 1: set entropies (B, 1) from logp (B, V)",),
+    modules=("data.logits",),
     hints=(
         "A token of probability p surprises by -ln p. Weight the surprise of every token with its own p and add up.",
         "`logp` has ln p at temperature 1. Where p is 0, ln p is -inf and 0 times -inf is nan: such a token adds 0.",
@@ -60,7 +56,7 @@ EXERCISE = Exercise(
         Mistake(
             "the likeliest token's surprise",
             RIGHT,
-            "entropies = -logp.amax(-1)",
+            "entropies = -logp.amax(-1, keepdim=True)",
             "That is how surprising the likeliest token is. Entropy is the mean surprise over all tokens, each "
             "weighted "
             "with its probability: of a uniform distribution over 1,024 tokens both are 6.93, of any other they "
@@ -68,16 +64,16 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "the drawn token's surprise",
-            "sample.entropies.append(entropy)",
-            "sample.entropies.append(-logprob)",
+            "entropies.double()], dim=1)",
+            "-logp.gather(-1, tokens).double()], dim=1)",
             "That is how surprised you were by one draw. Draw again and it changes; entropy is its mean over all "
             "draws.",
         ),
         Mistake(
             "entropy of the tempered distribution",
             RIGHT,
-            "entropies = (lambda q: -(q.exp() * q).nan_to_num().sum(-1))"
-            "((logits.float() / (self.temperature or 1)).log_softmax(-1))",
+            "entropies = (lambda q: -(q.exp() * q).nan_to_num().sum(-1, keepdim=True))"
+            "((logits.float() / (temperature or 1)).log_softmax(-1))",
             "With --temperature 0.5 your number falls although the model is as uncertain as before. What is measured "
             "is "
             "the model, at temperature 1, and not the sampler.",
@@ -85,19 +81,19 @@ EXERCISE = Exercise(
         Mistake(
             "nan where a token is impossible",
             RIGHT,
-            "entropies = -(logp.exp() * logp).sum(-1)",
+            "entropies = -(logp.exp() * logp).sum(-1, keepdim=True)",
             "p ln p tends to 0 as p does, but 0 times -inf is nan: one forbidden token has erased the row.",
         ),
         Mistake(
             "bits for nats",
             RIGHT,
-            "entropies = -(logp.exp() * logp).nan_to_num().sum(-1) / math.log(2)",
+            "entropies = -(logp.exp() * logp).nan_to_num().sum(-1, keepdim=True) / 0.6931472",
             "Those are bits. Nats are asked for: the logarithm is natural here, as in ln V by which ΔH is divided.",
         ),
         Mistake(
             "mean over the vocabulary",
             RIGHT,
-            "entropies = -(logp.exp() * logp).nan_to_num().mean(-1)",
+            "entropies = -(logp.exp() * logp).nan_to_num().mean(-1, keepdim=True)",
             "The mean surprise is weighted with p, and these weights add up to 1 already. You divided by V once more.",
         ),
     ),

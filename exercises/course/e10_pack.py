@@ -74,6 +74,8 @@ def probe(case):
     }
 
 
+MASK = "self.sees[self.owner][:, self.owner].logical_and_(self.positions[:, None] >= self.positions)"
+
 EXERCISE = Exercise(
     number=10,
     title="Packing a tree",
@@ -81,17 +83,20 @@ EXERCISE = Exercise(
     core=False,
     task="For the T tokens of the packed sequence set `positions`, the depth of each in its tree; `sampled`, whether "
     "the "
-    "policy wrote it; `mask` (T, T), whether the row's token attends to the column's: itself and what stands before it "
-    "on its path; and `before`, the index of the token that it is predicted from.",
+    "policy wrote it; and `before`, the index of the token that it is predicted from. For its segments (prompts and "
+    "nodes) set `sees`, which of them each one sees: itself and those above it. And return the mask (T, T): whether "
+    "the "
+    "row's token attends to the column's, itself and what stands before it on its path.",
     idea="One pass serves all leaves if every token sees its own path and stands where it stood when it was sampled.",
     misconception="a causal mask is enough",
     question="`loss` looks healthy with almost any of these mistakes. Which number of a run shows them?",
-    blanks=(Blank("arpo.py", "pack", "starts, depths =", "before ="),),
+    blanks=(Blank("arpo.py", "pack", "starts, depths =", "before ="), Blank("arpo.py", "Batch.mask", "return")),
     asks=(
-        "exercise 10: set owner (T,), the segment of each token; positions, sampled and before (T,); mask (T, T). "
-        "Segments stand in their order in the sequence, parents before children: parents[s], lengths[s] and owns[s], "
-        "the "
-        "sampled tokens, which come first, are known; parents[s] == s at a prompt",
+        "exercise 10: set sees (segments, segments), bool; owner (T,), the segment of each token; positions, sampled, "
+        "before (T,). Segments stand in their order in the sequence, parents before children: "
+        "parents[s], lengths[s] and owns[s], the sampled tokens, which come first, are known; parents[s] == s at a "
+        "prompt",
+        "exercise 10: return the mask (T, T), bool, from self.sees, self.owner and self.positions",
     ),
     modules=("arpo",),
     hints=(
@@ -112,15 +117,15 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "a causal mask",
-            "sees[owner][:, owner] & (positions[:, None] >= positions)",
-            "index[:, None] >= index",
+            MASK,
+            "torch.arange(len(self.ids))[:, None] >= torch.arange(len(self.ids))",
             "Your mask is plainly causal: siblings read each other, and one question reads another. `kl_sampler` is no "
             "longer 0.",
         ),
         Mistake(
             "ancestors without order",
-            "sees[owner][:, owner] & (positions[:, None] >= positions)",
-            "sees[owner][:, owner]",
+            MASK,
+            "self.sees[self.owner][:, self.owner]",
             "Inside its own segment a token sees what comes after it: the answer is in front of it when it is "
             "predicted.",
         ),

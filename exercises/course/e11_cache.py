@@ -12,8 +12,8 @@ def cases(rng):
     return [
         {"last": [first], "next": [[first + r, 0]]},
         {"last": [first], "next": [[first + r, 0], [p, 0]]},
-        {"last": [first, second], "next": [[second + r, 1], [p + b[:2], 1]]},
-        {"last": [first, second], "next": [[second + r[:1], 1], [first + r, 0], [p + b[:3], 1]]},
+        {"last": [first, second], "next": [[second + r, 1], [p + b[:3], 1]]},
+        {"last": [first, second], "next": [[second + r[:1], 1], [first + r, 0], [p + b[:2], 1]]},
     ]
 
 
@@ -40,18 +40,17 @@ def probe(case):
 
     from rollout import Sampler
 
-    width = max(map(len, case["last"])) - 1
-    fed = [[0] * (width + 1 - len(ids)) + ids[:-1] for ids in case["last"]]  # right-aligned, without the last
-    block = torch.tensor(fed, dtype=torch.float)[:, None, :, None]  # a cache whose keys are the ids themselves
-    layer = SimpleNamespace(keys=block, values=block.clone())
+    width, cached = max(map(len, case["last"])) - 1, []
+    fed = [[token for token in ids[:-1]] + [0] * (width + 1 - len(ids)) for ids in case["last"]]
     mask = torch.tensor([[bool(token) for token in row] for row in fed])
-    sampler = SimpleNamespace(
-        ids=case["last"], mask=mask, counts=Counter(), cache=SimpleNamespace(layers=[layer]), vocab_size=100
-    )
+
+    def gather(sources, kept):
+        cached.extend(fed[source][:count] for source, count in zip(sources, kept))
+
+    cache = SimpleNamespace(mask=mask, gather=gather)
+    sampler = SimpleNamespace(ids=case["last"], counts=Counter(), cache=cache)
     rows = [SimpleNamespace(ids=ids, source=source) for ids, source in case["next"]]
     rest = Sampler._gather(sampler, rows)
-    kept = layer.keys[:, 0, :, 0]
-    cached = [row[own].int().tolist() for row, own in zip(kept, sampler.mask)]
     counts = {name: sampler.counts[name] for name in ("refed", "prefilled")}
     return {"to be fed": rest, "cached": cached, **counts}
 
@@ -63,19 +62,15 @@ EXERCISE = Exercise(
     core=False,
     task="For each row append to `kept` how many of its ids are cached by its source and can be used; count `refed` "
     "and "
-    "`prefilled`. Then set `sources` (B,), the row of the old cache that each row begins with.",
+    "`prefilled`.",
     idea="A fork costs one token: what its path shares with another is in the cache already.",
     misconception="whatever was sampled is cached",
     question="Why is the token sampled last never in the cache, and what does a fork have to feed again?",
-    blanks=(
-        Blank("rollout.py", "Sampler._gather", "for row in rows"),
-        Blank("rollout.py", "Sampler._gather", "sources ="),
-    ),
+    blanks=(Blank("rollout.py", "Sampler._gather", "for row in rows"),),
     asks=(
         "exercise 11: for each row append the number of ids to keep to kept, and add to self.counts 'refed' (cached "
         "tokens that must be fed again) and 'prefilled' (tokens that the source never had); cached[i] is how many ids "
         "row i of the old cache holds, self.ids[i] are its ids with the one sampled last",
-        "exercise 11: set sources (B,), a tensor on self.mask.device",
     ),
     modules=("rollout",),
     hints=(
@@ -92,14 +87,16 @@ EXERCISE = Exercise(
         Mistake(
             "the token sampled last",
             "known = min(shared, cached[row.source])",
-            "known = min(shared, max(cached))",
-            "You counted the token that was sampled last as cached. It was drawn, but never fed: its column is a hole.",
+            "known = shared",
+            "You counted the token that was sampled last as cached. It was drawn, but never fed: there is no column of "
+            "it.",
         ),
         Mistake(
-            "own row for source",
-            "torch.tensor([row.source for row in rows]",
-            "torch.tensor([n % len(cached) for n in range(len(rows))]",
-            "Rows move between calls. Yours goes on from whatever text stood in its own row before.",
+            "another row's cache",
+            "known = min(shared, cached[row.source])",
+            "known = min(shared, cached[0])",
+            "You looked up how much another row has cached. Rows move between calls: `row.source` says whose cache it "
+            "is.",
         ),
         Mistake(
             "only the prompt",
@@ -109,7 +106,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "every row's last token counts as fed again",
-            'self.counts["refed"] += known - kept[-1]',
+            'self.counts["refed"] += (known or shared) - kept[-1]',
             'self.counts["refed"] += 1',
             "You count a token fed again for every row. One that goes on from a result feeds nothing twice.",
         ),

@@ -1,0 +1,135 @@
+"""For the teacher: what students hand in, graded again, summed up and pooled; and a page on each exercise.
+
+A submission is one small JSON file: who, what was tried and when, the lines that the student wrote, and the numbers of
+experiments. Nothing leaves a laptop unless the student hands this file in. The code in it is a stranger's: it is run in
+a process with limits (`child.py`), which is no protection against malice; grade in a container or a throwaway account.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from exercises import grading
+from exercises.bugs import BUGS
+from exercises.copies import ABOUT, Copy, blank_texts, edited, version_of_sources, write_project
+from exercises.course import Exercise, load_course
+from exercises.experiments import EXPERIMENTS, pooled
+
+
+def submission(copy: Copy) -> dict:
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(copy.folder.glob("experiments/*.json"))]
+    return {
+        "name": copy.name,
+        "seed": copy.seed,
+        "version": copy.version,
+        "attempts": copy.notes(),
+        "changes": copy.changes(),
+        "experiments": {result["experiment"]: result for result in results},
+    }
+
+
+def read_submissions(files: Iterable[Path]) -> dict[str, dict]:
+    """By name. Raises ValueError for a file that is none, or two of one name."""
+    found: dict[str, dict] = {}
+    for file in files:
+        try:
+            handed_in = json.loads(file.read_text(encoding="utf-8"))
+            name = handed_in["name"]
+        except (ValueError, LookupError, TypeError) as error:
+            told = f"found {type(error).__name__}: {error}"
+            raise ValueError(f"{file}: expected a file that `submit` wrote, {told}") from None
+        if name in found:
+            raise ValueError(f"{file}: expected one submission for each student, found a second of {name}")
+        found[name] = handed_in
+    return found
+
+
+def pool(handed_in: dict[str, dict]) -> str:
+    """A table for each experiment that anybody ran; who is missing is named."""
+    parts = []
+    for name in EXPERIMENTS:
+        runs = {student: h["experiments"][name] for student, h in handed_in.items() if name in h["experiments"]}
+        if not runs:
+            continue
+        seeds = Counter(run["seed"] for run in runs.values())
+        if twice := [student for student, run in runs.items() if seeds[run["seed"]] > 1]:
+            raise ValueError(f"{name}: expected a seed for each student, found one seed in {', '.join(twice)}")
+        missing = [student for student in handed_in if student not in runs]
+        parts.append(pooled(name, runs) + (f"\nnot handed in: {', '.join(missing)}" if missing else ""))
+    if not parts:
+        raise ValueError("expected submissions with an experiment, found none (python -m exercises experiment NAME)")
+    return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------------------------- exercises
+
+
+def summary(handed_in: dict[str, dict]) -> str:
+    """Students by exercises, attempts until right; then which mistakes were made, by how many students."""
+    course = load_course()
+    lines = [f"{'':16s}" + "".join(f"{exercise.number:>6d}" for exercise in course) + "   hints  minutes"]
+    made: dict[tuple[int, str], set[str]] = {}
+    for student, handed in handed_in.items():
+        notes = handed["attempts"]
+        tried = [note for note in notes if "exercise" in note]
+        for note in tried:
+            if note["mistake"]:
+                made.setdefault((note["exercise"], note["mistake"]), set()).add(student)
+        times = [note["time"] for note in notes]
+        minutes = (max(times) - min(times)) / 60 if times else 0
+        cells = [attempts_of([note for note in tried if note["exercise"] == exercise.number]) for exercise in course]
+        hints = sum("hint" in note for note in notes)
+        lines.append(f"{student:16.16s}" + "".join(f"{cell:>6s}" for cell in cells) + f"{hints:8d}{minutes:9.0f}")
+    lines.append("A number: right at that attempt. x: tried and not right. Empty: not tried.\n")
+    for (number, mistake), students in sorted(made.items(), key=lambda item: (-len(item[1]), item[0])):
+        lines.append(f"{len(students):3d} of {len(handed_in)}  exercise {number}: {mistake}")
+    return "\n".join(lines)
+
+
+def attempts_of(notes: list[dict]) -> str:
+    right = next((n for n, note in enumerate(notes, 1) if note["kind"] == "right"), None)
+    return str(right) if right else "x" if notes else ""
+
+
+def regrade(handed_in: dict[str, dict], seed: int) -> str:
+    """Everybody's code on new inputs: right, wrong, error or blank, whatever the student's own copy had said."""
+    course = load_course()
+    lines = [f"{'':16s}" + "".join(f"{exercise.number:>7d}" for exercise in course) + f"   with seed {seed}"]
+    for student, handed in handed_in.items():
+        verdicts = grade_again(handed, course, seed)
+        lines.append(f"{student:16.16s}" + "".join(f"{verdict.kind:>7s}" for verdict in verdicts))
+    return "\n".join(lines)
+
+
+def grade_again(handed: dict, course: list[Exercise], seed: int) -> list[grading.Verdict]:
+    """Raises ValueError if the submission is of another version of the project."""
+    if handed["version"] != (own := version_of_sources()):
+        raise ValueError(f"{handed['name']}: expected a submission of this version, {own}, found {handed['version']}")
+    texts = blank_texts()
+    texts |= {file: edited(texts[file], made) for file, made in handed["changes"].items() if file in texts}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "copy")
+        write_project(folder, texts)
+        about = {"name": handed["name"], "seed": handed["seed"], "version": handed["version"]}
+        (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        return grading.grade(Copy.open(folder), course, seed)
+
+
+def rubric(exercises: list[Exercise], bugs: bool = False) -> str:
+    """A page on each exercise: aim, misconception, known mistakes, points and the question to ask; then the bugs."""
+    pages = []
+    for exercise in exercises:
+        mistakes = "\n".join(f"- **{mistake.name}.** {mistake.why}" for mistake in exercise.mistakes)
+        places = ", ".join(f"`{blank.file}:{blank.function}`" for blank in exercise.blanks)
+        pages.append(
+            f"# {exercise.number}. {exercise.title} ({exercise.minutes} minutes, {'core' if exercise.core else 'more'})"
+            f"\n\n{places}\n\n{exercise.task}\n\nWhat is understood: {exercise.idea}\n\nThe misconception: "
+            f"{exercise.misconception}.\n\n{mistakes}\n\nPoints: 2 if right, 1 with a hint, 1 more for the answer to: "
+            f"{exercise.question}\n"
+        )
+    if bugs:
+        rows = "\n".join(f"| {b.name} | {b.level} | `{b.place}` | {b.shows} | `{b.caught_by}` |" for b in BUGS)
+        pages.append(f"# Bugs\n\n| bug | level | place | what shows it | caught by |\n|---|---|---|---|---|\n{rows}\n")
+    return "\n".join(pages)

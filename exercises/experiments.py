@@ -1,0 +1,204 @@
+"""Three experiments for a class: everybody runs one with a seed of their own, and the runs are put together.
+
+An experiment has arms, which differ in a flag or two of `train.py` and share their seed, so that each student's run is
+a pair. The unit is the run: thirty students are thirty numbers, however many questions each has answered. Left out:
+where results are kept (`classroom.py`).
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from exercises.copies import version_of_sources
+
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    title: str
+    question: str  # what to predict before
+    flags: str  # of all arms
+    arms: dict[str, str]  # flags of each; the others are compared with the first
+    measure: Callable  # from an arm's settings to numbers
+    lesson: str  # for the teacher: what a class can conclude, and what not
+
+
+def learn(config) -> Numbers:
+    """A short training run by the functions of `train.py`, then the held-out questions, one sampled answer to each."""
+    from data.optimizer import Optimizer
+    from eval import evaluate, open_policy
+    from tools import make_sandbox
+    from train import Stream, load_tasks, take_step
+
+    train, _, test = load_tasks(config, make_sandbox(config), None)
+    policy, rows = open_policy(config, config.lora_r), []
+    optimizer, stream = Optimizer.of(policy.model, config), Stream(train.questions, config.seed)
+    for step in range(1, config.max_steps + 1):
+        row, _, config = take_step(step, policy, optimizer, stream, train.tools, config)
+        rows.append(row)
+    scores = [score for row in evaluate(policy, test, config, 1, config.temperature, config.seed) for score in row]
+    total = lambda name: sum(row[name] for row in rows)
+    return {
+        "calls in training": total("calls_per_question") * config.questions_per_step,
+        "tokens sampled": total("decoded"),
+        "held-out accuracy": float(np.mean([score.accuracy for score in scores])),
+        "held-out calls": float(np.mean([score.calls for score in scores])),
+    }
+
+
+def look(config) -> Numbers:
+    """Groups of a policy that does not learn: how many are rewarded alike, and how many leaves repeat another."""
+    from eval import open_policy, rollout_metrics
+    from tools import make_sandbox
+    from train import Stream, collect, load_tasks
+
+    train, _, _ = load_tasks(config, make_sandbox(config), None)
+    policy, stream = open_policy(config, config.lora_r), Stream(train.questions, config.seed)
+    kept = [s for step in range(config.max_steps) for s in collect(stream, policy, train.tools, config, step)[0]]
+    right = [[score.accuracy for score in scored.scores[:GROUP]] for scored in kept]
+    row = rollout_metrics(kept, [], config)
+    return {
+        "groups alike": float(np.mean([len(set(group)) == 1 for group in right])),
+        "if independent": float(np.mean([alike([s.accuracy for s in scored.scores], GROUP) for scored in kept])),
+        "calls a question": row["calls_per_question"],
+    }
+
+
+GROUP = 8  # leaves of a group
+
+
+def alike(right: list[float], size: int) -> float:
+    """Unbiased estimate of p^size + (1 - p)^size, that independent leaves are all right or all wrong, from more."""
+    n, c = len(right), sum(value == 1 for value in right)
+    return (math.comb(c, size) + math.comb(n - c, size)) / math.comb(n, size)
+
+
+EXPERIMENTS = {
+    "branching": Experiment(
+        "Does it matter where it forks, and what does it save?",
+        "Which arm needs most tool calls, and which is most accurate in the end?",
+        "--model trails --max_steps 6 --learning_rate 1e-3 --warmup_steps 1 --lr_scheduler_type constant "
+        "--test_questions 100",
+        {
+            "arpo": "--algo arpo",
+            "lot": "--branch_rule coin --base_prob 0.25 --entropy_weight 0",
+            "grpo": "--algo grpo",
+        },
+        learn,
+        "`lot` forks at any result with a chance of one quarter, about as often as ΔH is above 0 in this world at the "
+        "start. Calls differ between trees and GRPO in every single run: five students are enough. For accuracy look "
+        "at "
+        'the last column: a difference below it is not excluded by the class, and "no difference seen" is no proof of '
+        "none. Nothing follows for larger models.",
+    ),
+    "bonus": Experiment(
+        "Do you get what you pay for?",
+        "How do accuracy and calls change with the bonus: up, down, or first one and then the other?",
+        "--model tiny --max_steps 8 --questions_per_step 8 --learning_rate 1e-3 --warmup_steps 1 "
+        "--lr_scheduler_type constant --test_questions 100",
+        {"none": "--reward_bonus 0", "0.1": "--reward_bonus 0.1", "0.5": "--reward_bonus 0.5"},
+        learn,
+        "The bonus is paid for a right answer with search and Python, which one family of questions in six needs. In "
+        "eight steps an effect on calls is small against the spread between seeds; look whether the interval holds 0 "
+        "before telling a story. A dose curve needs all three arms of each student.",
+    ),
+    "variance": Experiment(
+        "What does sharing cost?",
+        "Are a tree's leaves more alike than independent ones, and is it the more of calls that buys the difference?",
+        "--model tiny --max_steps 5 --questions_per_step 12",
+        {"grpo": "--algo grpo --num_generations 16", "arpo": f"--algo arpo --num_generations {GROUP}"},
+        look,
+        "Independent leaves are all right or all wrong with p^8 + (1 - p)^8, computed for each question out of 16; "
+        "eight "
+        "of them counted must agree with it. A tree's leaves share beginnings, so groups alike may lie above. That "
+        "is about this policy and these questions: it changes as the policy learns.",
+    ),
+}
+
+
+def run(name: str, seed: int, told: Callable[[str], None]) -> dict:
+    """All arms of an experiment with one seed."""
+    from train import read_flags
+
+    experiment, arms, started = EXPERIMENTS[name], {}, time.process_time()
+    for arm, flags in experiment.arms.items():
+        config = read_flags([*experiment.flags.split(), *flags.split(), "--seed", str(seed), "--output_dir", "none"])
+        arms[arm] = experiment.measure(config)
+        told(f"{arm:8s} " + "  ".join(f"{what} {value:,.4g}" for what, value in arms[arm].items()))
+    seconds = round(time.process_time() - started)
+    return {"experiment": name, "seed": seed, "hash": hash_of(name), "arms": arms, "seconds": seconds}
+
+
+@cache
+def hash_of(name: str) -> str:
+    """Of what must be alike in runs that are put together: the flags and the code."""
+    text = json.dumps([EXPERIMENTS[name].flags, EXPERIMENTS[name].arms, version_of_sources()])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------- put together
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of the 95% interval, Student's t over runs; infinite for a single one."""
+    from experiments.measures import t_quantile
+
+    if len(values) < 2:
+        return float(np.mean(values)), math.inf
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)), t_quantile(len(values) - 1) * spread
+
+
+def detectable(differences: list[float], runs: int) -> float:
+    """The true difference that so many runs would tell from 0 in four of five classes."""
+    return 2.8 * float(np.std(differences, ddof=1)) / math.sqrt(runs) if len(differences) > 1 else math.inf
+
+
+def pooled(name: str, runs: dict[str, dict]) -> str:
+    """The table of a class: `runs` by student. Raises ValueError where runs are not of one kind."""
+    experiment = EXPERIMENTS[name]
+    kinds = {student: run["hash"] for student, run in runs.items()}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"{name}: expected runs of one version and one command, found {kinds}")
+    lines = [f"{name}: {experiment.title}", f"{len(runs)} runs, mean and 95% interval over runs", ""]
+    outcomes, (first, *others) = list(next(iter(runs.values()))["arms"][next(iter(experiment.arms))]), experiment.arms
+    lines.append(f"{'':20s}" + "".join(f"{outcome:>26s}" for outcome in outcomes))
+    values = lambda arm, outcome: [run["arms"][arm][outcome] for run in runs.values()]
+    cell = lambda pair: f"{pair[0]:12,.4g} ± {pair[1]:<9,.3g}"
+    for arm in experiment.arms:
+        lines.append(f"{arm:20s}" + "".join(f"{cell(interval(values(arm, o))):>26s}" for o in outcomes))
+    for other in others:
+        gaps = [list(np.subtract(values(first, o), values(other, o))) for o in outcomes]
+        lines.append(f"{f'{first} - {other}':20s}" + "".join(f"{cell(interval(gap)):>26s}" for gap in gaps))
+        lines += [f"{'  ' + what:20s}" + "".join(f"{text:>26s}" for text in row) for what, row in verdicts(gaps)]
+    dots = [dotted(o, {arm: values(arm, o) for arm in experiment.arms}) for o in outcomes]
+    return "\n".join([*lines, "", *dots, "", experiment.lesson])
+
+
+def verdicts(gaps: list[list[float]]) -> list[tuple[str, list[str]]]:
+    """What the runs say of each difference, and how small a one they and a class of thirty could have seen."""
+    said = []
+    for gap in gaps:
+        mean, half = interval(gap)
+        said.append("not told from 0" if not abs(mean) > half else "above 0" if mean > 0 else "below 0")
+    now, thirty = ([f"{detectable(gap, runs):,.3g}" for gap in gaps] for runs in (len(gaps[0]), 30))
+    return [("95% interval", said), ("could be seen", now), ("by thirty", thirty)]
+
+
+def dotted(outcome: str, arms: dict[str, list[float]], width: int = 60) -> str:
+    """Every run as a dot on a line for each arm: none is dropped."""
+    every = [value for values in arms.values() for value in values]
+    low, high = min(every), max(every)
+    lines = [f"{outcome}, from {low:,.4g} to {high:,.4g}"]
+    for arm, values in arms.items():
+        places = [round((value - low) / ((high - low) or 1) * (width - 1)) for value in values]
+        marks = [str(min(9, places.count(n))) if n in places else "." for n in range(width)]
+        lines.append(f"  {arm:8s} {''.join(marks)}")
+    return "\n".join(lines)
