@@ -43,9 +43,8 @@ BENCHMARKS = {
 # Judged by a language model: in the paper alone, by the set's own rules, or by those in three classes. Of the others
 # the paper reports F1.
 JUDGED = {"paper": "aime24 aime25 math500 gsm8k math gaia", "set": "webwalker hle xbench", "three": "simpleqa"}
-LEVELS = {  # the column that makes a question's family
-    "math500": "level", "math": "level", "gaia": "level", "webwalker": "difficulty_level", "hle": "category",
-}  # fmt: skip
+# The column that makes a question's family.
+LEVELS = {"math500": "level", "math": "level", "gaia": "level", "webwalker": "difficulty_level", "hle": "category"}
 # The three groups of the paper's table 2, as its fractions show: 330, 75 and 95 of the authors' 500 rows.
 HLE_GROUPS = {"math": "NS", "physics": "NS", "chemistry": "NS", "biology/medicine": "NS", "computer science/ai": "CE"}
 HLE_GROUPS |= {"engineering": "CE", "humanities/social science": "SF", "other": "SF"}
@@ -91,11 +90,6 @@ def load_questions(data: str, split: str, count: int | None = None, metric: str 
     if count:
         unit = min(unit, count / sum(weight for _, weight in sources))
     return _distinct([question for questions, weight in sources for question in questions[: round(unit * weight)]])
-
-
-def judge_of(question: Question) -> str:
-    """The key of JUDGED of the benchmark that a question is from; "" for others."""
-    return next((who for who, sets in JUDGED.items() if question.id.partition("-")[0] in sets.split()), "")
 
 
 def sources_of(data: str) -> list[str]:

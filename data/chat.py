@@ -212,7 +212,7 @@ class Endpoint:
         """Asks once; OSError where there is nobody."""
         if self.cache.mode != "offline":
             try:
-                self._ask(self._payload(Prompt("Say yes.", max_tokens=16)), tries=1)
+                self._ask(self._payload(Prompt("Say yes.", max_tokens=16)), min(self.tries, 3))
             except WebError as error:
                 raise OSError(f"--{self.role} {self.url}, model {self.model!r}: {error}") from None
 

@@ -74,14 +74,14 @@ def answer_with(
     own = lambda: {"turns": []} if with_turns else {}
     make = lambda q, n: Attempt(q, f"{config.seed}/{q.id}/{n}", AGENTS[agent](q.question, config), **own())
     groups = {question.id: [make(question, n) for n in range(samples)] for question in questions}
-    failed = 0
+    left, failed = dict.fromkeys(groups, samples), 0
     for done, attempt in enumerate(Drive(crew, config).run(a for group in groups.values() for a in group), 1):
         failed += attempt.end == "error"
         if failed > max(10, done // 2):
             raise OSError(f"{failed} of the first {done} attempts came to nothing, since a model did not answer")
-        group = groups[attempt.question.id]
-        if all(other.score for other in group):
-            yield Result.of(attempt.question, [other.score for other in group])
+        left[attempt.question.id] -= 1
+        if not left[attempt.question.id]:
+            yield Result.of(attempt.question, [other.score for other in groups[attempt.question.id]])
 
 
 def make_crew(config: AgentConfig, reader: tuple[str, str], open_model, tools, begin_call, cache: Cache) -> Crew:
@@ -233,7 +233,7 @@ class Drive:
         """Puts what was asked and answered among the turns, as messages."""
         if attempt.turns is None or answer is None:
             return
-        if isinstance(request, Write) and not request.chat.written:
+        if isinstance(request, Write) and not request.chat.own:
             attempt.turns.append({"role": "user", "content": request.chat.user})
         if isinstance(request, Write | Read):
             own = isinstance(request, Write) and not request.chat.second

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from data import Question
-from data.benchmarks import judge_of
+from data.benchmarks import JUDGED
 from data.chat import Endpoint, LocalModel, Prompt, Remembering, Reply
 from data.grading import METRICS
 from data.results import Row, Score
@@ -81,6 +81,11 @@ def label_all(judge: Judge, questions: list[Question], attempts: list[list[Score
     labels = judge((question, score.answer or score.said) for question, score in flat)
     for (_, score), label in zip(flat, labels):
         score.label = label
+
+
+def judge_of(question: Question) -> str:
+    """The key of JUDGED of the benchmark that a question is from; "" for others."""
+    return next((who for who, sets in JUDGED.items() if question.id.partition("-")[0] in sets.split()), "")
 
 
 def settled(question: Question, answer: str | None) -> str:

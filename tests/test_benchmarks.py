@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.benchmarks import BENCHMARKS, judge_of, load, load_questions, repair, sources_of
+from data.benchmarks import BENCHMARKS, load, load_questions, repair, sources_of
 from data.grading import accuracy
+from data.judge import judge_of
 
 DEV_DATA = Path(os.environ.get("ARPO_DEV_DATA", Path(__file__).parents[2] / "shared" / "data"))
 COUNTS = {
