@@ -83,9 +83,13 @@ def main() -> None:
 
 
 def in_order() -> list[tuple[str, int]]:
-    """Cells (arm, seed) so that a grid that is stopped early has whole pairs: seed by seed, the main arms first."""
-    order = lambda arms: [(arm, seed) for seed in range(1000) for arm in arms if seed < ARMS[arm].seeds]
-    return order(MAIN) + order([arm for arm in ARMS if arm not in MAIN])
+    """Cells (arm, seed) so that a grid that is stopped early has whole pairs: seed by seed, the main arms first.
+
+    What the main arms have beyond the others' seeds comes last.
+    """
+    order = lambda arms, seeds: [(arm, seed) for seed in seeds for arm in arms if seed < ARMS[arm].seeds]
+    others, few = [arm for arm in ARMS if arm not in MAIN], min(arm.seeds for arm in MAIN.values()) // 2
+    return order(MAIN, range(few)) + order(others, range(1000)) + order(MAIN, range(few, 1000))
 
 
 def listing(cells: list[tuple[str, int]], workers: int) -> str:
