@@ -316,11 +316,12 @@ def main() -> None:
     with one_line_errors("eval.py", ToolsFail, OutOfBudget):
         config = read_flags(sys.argv[1:])
         if config.compare:
-            print(compare(config.compare, config.pass_k, Path(config.output_dir or "runs/compared"), config.table))
-        else:
-            if not config.merge and config.model not in models.BUILT_IN and (plan := config.memory(None)):
-                print(f"memory: {plan}", file=sys.stderr)
-            (merge if config.merge else benchmark if config.ask is None else ask)(config)
+            place = Path(config.output_dir or "runs/compared")
+            return print(compare(config.compare, config.pass_k, place, config.table))
+        elsewhere = config.merge or config.endpoint or config.model in models.BUILT_IN
+        if not elsewhere and (plan := config.memory(None)):
+            print(f"memory: {plan}", file=sys.stderr)
+        (merge if config.merge else benchmark if config.ask is None else ask)(config)
 
 
 def read_flags(argv: list[str]) -> EvalConfig:

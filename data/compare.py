@@ -51,7 +51,7 @@ def lines_of(evaluations: list[Evaluation]) -> list[Line]:
             }
             key = json.dumps([row.method, row.temperature, row.top_p, matters], sort_keys=True)
             if key not in found:
-                data = evaluation.settings.get("data", "")
+                data = Path(evaluation.settings["data"]).name
                 found[key] = Line(name_of(evaluation, row), data, row.method, evaluation.settings)
             found[key].rows.append(row)
             found[key].curves += [evaluation.curve] * bool(evaluation.curve and not started)

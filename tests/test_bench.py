@@ -1,10 +1,13 @@
 """The benches run at small size, so that they stand ready: for a GPU, and for the next change of the loop."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from data.results import read_results
 
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -81,3 +84,27 @@ def test_growth_is_measured(monkeypatch):
         one_step(monkeypatch, growth, lambda: growth.serve("leaves", shape)) for shape in list(growth.SHAPES)[:2]
     )
     assert flat[0]["tokens"] == 968 > tree[0]["tokens"]  # fed, sampled and trained tokens of 8 leaves of 4 turns
+
+
+def test_a_recorded_deep_search_is_replayed_without_a_network(tmp_path, monkeypatch, capsys):
+    """Guards: agents, endpoint, live search, pages and their cache, and results, all by the command itself."""
+    import deep_search
+
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    told = {agent: read_results(deep_search.evaluate(agent, tmp_path)) for agent in deep_search.AGENTS}
+    right, calls = {}, {}
+    for agent, found in told.items():
+        (row,) = found.rows.values()
+        assert row.method == agent and row.backbone == "script" and row.leaves_out and len(row.results) == 6
+        right[agent] = sum(result.attempts[0].right for result in row.results)
+        calls[agent] = sum(result.attempts[0].calls for result in row.results)
+    assert right == {"rag": 1, "react": 6, "search-o1": 6, "webthinker": 6}
+    assert calls == {"rag": 6, "react": 20, "search-o1": 9, "webthinker": 9}
+    lines = (tmp_path / "search-o1" / "answers.jsonl").read_text().splitlines()
+    turns = [turn["content"] for turn in json.loads(lines[-1])["attempts"][0]["turns"]]
+    assert any("The captain of Sela is Mikkel Thorsen" in turn for turn in turns)
+    assert "not in the cache" not in capsys.readouterr().out

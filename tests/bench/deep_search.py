@@ -20,8 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import eval
 import tools
@@ -29,12 +28,12 @@ from data.agents import BEGIN_QUERY, END_QUERY, FINAL, NOT_HELPFUL
 from data.format import ToolResult
 from data.web import Web, WebSearch
 
-RECORD = HERE / "deep_search.sqlite"
+RECORD = Path(__file__).with_suffix(".sqlite")
 AGENTS = "rag", "react", "search-o1", "webthinker"
 
 # Each page opens with a sentence that a search shows; what is asked for stands further down.
 PAGES = {
-    "Hallig Lighthouse": "Hallig Lighthouse stands on the northern cape of Skarn. It was lit for the first time in 1871. "
+    "Hallig Lighthouse": "Hallig Lighthouse stands on the northern cape of Skarn. It was first lit in 1871. "
     "The keeper of Hallig Lighthouse is Oda Brandt, who also runs the tide gauge.",
     "Oda Brandt": "Oda Brandt is a keeper and an engraver of charts. She grew up among boatbuilders. "
     "Oda Brandt learned her craft from Jorun Vale, and later taught it herself.",
@@ -44,8 +43,8 @@ PAGES = {
     "The ferry of Tarnby is called Sela, and takes eleven cars.",
     "Sela": "Sela is a ferry with a hull of larch wood. She has sailed between the islands since 1963. "
     "The captain of Sela is Mikkel Thorsen, as was his father.",
-    "Skarn": "Skarn is the largest of the outer islands. Most of it is heath. The highest hill of Skarn is Mount Ulver, "
-    "at 212 metres.",
+    "Skarn": "Skarn is the largest of the outer islands. Most of it is heath. "
+    "The highest hill of Skarn is Mount Ulver, at 212 metres.",
     "Tarn of Ulver": "The Tarn of Ulver is a lake that dries out in most summers. Nobody has found its outflow.",
     "Salt trade of the outer islands": "For two centuries salt was worth more than silver on the outer islands.",
 }
@@ -95,13 +94,15 @@ def model(messages: list[dict]) -> str:
         return "They want the page that tells the next fact."
     if "The pages:" in prompt or "Page:" in prompt or "Found:" in prompt:
         return f"{FINAL} {facts(seen)}"
-    question = re.search(r"Question: (What is [^\n]*\?)(?!.*Question: )", prompt, re.DOTALL)[1]
-    do, what = follow(question, seen)
+    asked = re.findall(r"Question: (What is [^\n]*\?)", prompt)
+    if not asked:
+        return "Yes."  # a first try
+    do, what = follow(asked[-1], seen)
     if "Search[words]" in prompt:
         return f" I need it.\nAction 1: {react_action(do, what, messages)}\n"
     if do == "answer" or BEGIN_QUERY not in prompt:
         return f"So it is \\boxed{{{what if do == 'answer' else 'unknown'}}}."
-    return f"I need {what}. {BEGIN_QUERY}{what}{END_QUERY}"
+    return f"I need {what}. {BEGIN_QUERY}about {what}{END_QUERY}"
 
 
 def react_action(do: str, what: str, messages: list[dict]) -> str:
@@ -132,7 +133,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/search":
             return self.reply(json.dumps({"organic": hits(asked["q"], asked["num"], self.headers["Host"])}))
         message = {"role": "assistant", "content": model(asked["messages"])}
-        self.reply(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}))
+        words = sum(len(other["content"].split()) for other in asked["messages"])
+        usage = {"prompt_tokens": words, "completion_tokens": len(message["content"].split())}
+        self.reply(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}))
 
     def reply(self, text: str, kind: str = "application/json", status: int = 200):
         self.send_response(status)
@@ -182,8 +185,8 @@ def evaluate(agent: str, folder: Path, endpoint: str = "http://127.0.0.1:9/v1", 
     rows = [json.dumps({"question": question, "answer": answer, "metric": "em"}) for question, answer in ROWS]
     questions.write_text("\n".join(rows) + "\n")
     flags = (
-        f"--agent {agent} --endpoint {endpoint} --model script --data {questions} --search serper --top_k 3 --samples 1 "
-        f"--web_cache {RECORD} --cache_mode {mode} --trajectories --output_dir {folder / agent}"
+        f"--agent {agent} --endpoint {endpoint} --model script --data {questions} --search serper --top_k 3 "
+        f"--samples 1 --web_cache {RECORD} --cache_mode {mode} --trajectories --output_dir {folder / agent}"
     )
     with mock.patch.object(sys, "argv", ["eval.py", *flags.split()]):
         eval.main()
