@@ -28,8 +28,9 @@ from data import Question, models, runs
 from data.agents import OFFICIAL, AgentConfig, check_agent
 from data.benchmarks import world_in
 from data.compare import compare
+from data.drawing import steps_text, tree_text
 from data.drive import answer_with, left_out, make_crew
-from data.format import ToolCall, TrajectoryConfig, encode_prompt, printable, read_answer
+from data.format import ToolCall, TrajectoryConfig, encode_prompt, read_answer
 from data.grading import accuracy, hierarchical_reward
 from data.judge import judge_all
 from data.memory import MemoryPlan, plan_memory
@@ -42,7 +43,7 @@ from data.tables import comparison_table, gain, pass_table
 from data.views import tree_view
 from data.web import OutOfBudget
 from data.worlds import find_question, strange_words, world_of
-from rollout import PROMPT, Node, RolloutConfig, Tree
+from rollout import Node, RolloutConfig, Tree
 from tools import Lent, Task, ToolConfig, ToolsFail, begin_call, load_task, make_sandbox
 
 
@@ -261,53 +262,6 @@ def report(rows: dict[str, Row], algo: str = "", best_step: int | None = None) -
     return f"{table}\n\ngain over the start, greedy, of the best step ({best_step}): {told}"
 
 
-# ---------------------------------------------------------------------------------- drawing
-
-
-def draw_tree(tree: Tree, tokenizer, rewards=None, advantages=None, width: int = 110) -> str:
-    """The tree as text: turns, results, entropies, decisions, and at each leaf its reward and advantage (M,)."""
-    leaf_number = {leaf: m for m, leaf in enumerate(tree.leaves())}
-    lines = ["prompt  " + _clip(tokenizer.decode(tree.prompt), width - 8)]
-
-    def walk(parent: int, indent: str) -> None:
-        children = [n for n, node in enumerate(tree.nodes) if node.parent == parent]
-        for n in children:
-            node, last = tree.nodes[n], n == children[-1]
-            inner = indent + ("   " if last else "│  ")
-            label = f"{len(node.ids)} tokens, H {np.mean(node.entropies):.2f}  "
-            text = _clip(tokenizer.decode(node.ids), width - len(inner) - len(label))
-            lines.append(indent + ("└─ " if last else "├─ ") + label + text)
-            if node.observation:
-                lines.append(f"{inner}⇒ " + _clip(tokenizer.decode(node.observation), width - len(inner) - 2))
-            if node.decision:
-                lines.append(f"{inner}⑂ {_decision_text(node.decision)}")
-            if n in leaf_number:
-                m = leaf_number[n]
-                lines.append(f"{inner}● leaf {m}: " + _leaf_text(node.stopped, m, rewards, advantages))
-            walk(n, inner)
-
-    walk(PROMPT, "")
-    return "\n".join(lines)
-
-
-def _decision_text(d) -> str:
-    verdict = f"{d.new_paths} new" if d.new_paths else "no fork"
-    seen = f"H_t {d.entropy:.2f}  H_initial {d.initial_entropy:.2f}  ΔH {d.delta:+.3f}"
-    why = f"P {d.prob:.4f} {'>' if d.prob > d.bar else '≤'} {d.bar:.4f}"
-    return f"{verdict}: {seen}  {why}" + (", but no budget is left" if d.prob > d.bar and not d.new_paths else "")
-
-
-def _leaf_text(end: str, m: int, rewards, advantages) -> str:
-    text = {"end": "ended", "length": "out of tokens", "calls": "out of calls"}[end]
-    text += "" if rewards is None else f"  reward {float(rewards[m]):+.2f}"
-    return text + ("" if advantages is None else f"  advantage {float(advantages[m]):+.2f}")
-
-
-def _clip(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: max(1, width - 1)] + "…"
-
-
 # ---------------------------------------------------------------------------------- the commands
 
 
@@ -410,7 +364,7 @@ def opener(config: EvalConfig, lent: Lent) -> Callable[[str], Policy]:
 
 def answering_settings(config: EvalConfig) -> dict[str, Any]:
     """What the answers depend on: an evaluation goes on in its folder only if all of it is the same."""
-    aside = {"pass_k", "output_dir", "compare", "table", "merge", "ask", "answer", "width", "max_paid_calls"}
+    aside = {"pass_k", "output_dir", "compare", "table", "merge", "ask", "answer", "width", "html", "max_paid_calls"}
     aside |= {"judge", "judge_model", "endpoint", "endpoint_threads", "endpoint_seconds"}
     told = {name: value for name, value in asdict(config).items() if name not in aside}
     return told | {"weights": 0.0 if config.endpoint else models.when_written(config.model)}
@@ -432,7 +386,11 @@ def ask(config: EvalConfig) -> None:
     if config.html:
         view = tree_view(config.model, scored, advantages, policy.tokenizer, config)
         write_page(Path(config.html), "tree", question.question, {"trees": [view]})
-    print(steps_text(scored, policy.tokenizer) if alone else tree_text(scored, advantages, policy, config.width))
+    if alone:
+        print(steps_text(scored, policy.tokenizer))
+    else:
+        print(tree_text(scored, advantages, policy.tokenizer, config.width))
+        print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
 
 
 def asked_question(config: EvalConfig) -> tuple[Question, str]:
@@ -447,26 +405,6 @@ def asked_question(config: EvalConfig) -> tuple[Question, str]:
     if config.answer and question.answers:
         raise ValueError(f"--answer: expected for a question without one, found {', '.join(question.answers)} known")
     return (replace(question, answers=(config.answer,)) if config.answer else question), split
-
-
-def steps_text(scored: Scored, tokenizer) -> str:
-    """What the only leaf's path says, turn by turn, and its answer."""
-    lines = []
-    for node in scored.tree.nodes:
-        lines.append(printable(tokenizer.decode(node.ids)))
-        if node.observation:
-            lines.append(f"    {printable(tokenizer.decode(node.observation))}")
-    known, answer = ", ".join(scored.question.answers), scored.scores[0].answer
-    told = "none, the format is wrong" if answer is None else printable(answer)
-    return "\n".join([*lines, f"answer: {told}" + (f" (accepted: {known})" if known else "")])
-
-
-def tree_text(scored: Scored, advantages: torch.Tensor, policy: Policy, width: int) -> str:
-    """The drawn tree, the accepted answer, and what the tree cost."""
-    drawn = printable(draw_tree(scored.tree, policy.tokenizer, scored.rewards, advantages, width))
-    known = ", ".join(scored.question.answers) or "unknown (rewards show the format alone)"
-    tokens = ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items())
-    return f"{drawn}\n\naccepted answer: {known}\ntokens: {tokens}"
 
 
 def merge(config: EvalConfig) -> None:

@@ -33,6 +33,7 @@ from data import Question, demonstrations, models, runs
 from data.alarms import UNCHANGED, StopRequest, Watch
 from data.benchmarks import world_in
 from data.demonstrations import DemonstrationConfig, Example
+from data.drawing import draw_tree
 from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.logits import logprobs_of
@@ -51,7 +52,6 @@ from data.worlds import is_world
 from eval import (
     JudgeConfig,
     check_numbers,
-    draw_tree,
     evaluate,
     judge,
     judge_expert,

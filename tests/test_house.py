@@ -17,7 +17,7 @@ TOWER = (
     "data.grading data.rows data.benchmarks data.conversations data.corpus data.web data.tiny data.pages data.runs "
     "data.models data.cache data.logits data.memory data.chat data.judge data.agents data.drive "
     "data.outline data.processes data.optimizer data.alarms data.demonstrations "
-    "tools rollout data.metrics advantage arpo data.views eval train"
+    "tools rollout data.metrics data.drawing advantage arpo data.views eval train"
 ).split()
 FILES = {name: ROOT / f"{name.replace('.', '/')}.py" for name in TOWER} | {"data": ROOT / "data/__init__.py"}
 CORE = "rollout", "advantage", "arpo"
