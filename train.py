@@ -215,7 +215,9 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     with policy.frozen() as model:
         start = Policy(model, policy.tokenizer, max_rows=policy.max_rows)
         rows = judge("start", start, test, config)
+        before = shown_trees("before training", start, test, config)
     last = judge(f"{config.algo}, last step", policy, test, config, samples=0)
+    after = shown_trees(f"after step {config.max_steps}", policy, test, config)
     four, max_rows = getattr(policy.model, "is_loaded_in_4bit", False), policy.max_rows
     device, dtype, lent.read = str(policy.model.device), policy.model.dtype, None
     del policy, model, start  # two models at once may be more than the memory holds
@@ -225,7 +227,7 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
         rows |= judge(config.algo, best, test, config)
     rows |= last | judge_expert(config, "test", test)
     table = report(rows, config.algo, run.best_step)
-    plots = run.finish(table, rows)
+    plots = run.finish(table, rows, list(zip(before, after)))
     print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
     print("tokens: " + ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items()))
     print(f"tool calls in training\n{train.tools.report()}\n")
@@ -233,6 +235,15 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     where = f"the best model by dev accuracy, of step {run.best_step}, is in {run.folder}"
     print(f"trained for {totals['seconds']:.0f} s; {where}")
     print("plots:", *plots)
+
+
+def shown_trees(title: str, policy: Policy, test: Task, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trees of a few held-out questions, for the run's pages: the same ones before and after training."""
+    questions = test.questions[:4]
+    keys = [f"shown/{config.seed}/{question.id}" for question in questions]
+    grown = grow_and_score(questions, keys, policy, test.tools, config)
+    pairs = zip(grown, leaf_advantages(grown, config))
+    return [tree_view(title, scored, advantages, policy.tokenizer, config) for scored, advantages in pairs]
 
 
 def load_tasks(config: TrainConfig, sandbox: PythonSandbox, lent: Lent) -> list[Task]:
@@ -396,8 +407,7 @@ def take_step(
     policy.sampler.counts.clear()
     kept, discarded = collect(stream, policy, tools, config, step)
     grown = time.perf_counter()
-    rewards, lengths = (torch.stack(rows) for rows in zip(*((s.rewards, s.tree.lengths()) for s in kept)))
-    advantages = ADVANTAGES[config.advantage](rewards, lengths)
+    advantages = leaf_advantages(kept, config)
     rate = learning_rate(step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_scheduler_type)
     optimizer.set_rate(rate)
     reference = lambda batch: policy.reference_logprobs(batch, config.temperature)
@@ -419,6 +429,12 @@ def take_step(
         "tokens_per_second": (counts["decoded"] + updated["trained"]) / (ended - started),  # sampled and trained
     }
     return row, kept[0], advantages[0], config
+
+
+def leaf_advantages(scored: list[Scored], config: TrainConfig) -> Tensor:
+    """Of a batch's leaves (Q, M)."""
+    rewards, lengths = (torch.stack(rows) for rows in zip(*((s.rewards, s.tree.lengths()) for s in scored)))
+    return ADVANTAGES[config.advantage](rewards, lengths)
 
 
 class Stream:

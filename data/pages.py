@@ -14,6 +14,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from data.plots import PANELS
+
 PARTS = Path(__file__).with_name("page")
 SCRIPTS = {"tree": ("common.js", "tree.js", "views.js"), "index": ("common.js", "index.js")}  # by kind of page
 ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}  # JSON reads these the same; no tag or comment is left
@@ -36,7 +38,7 @@ def write_page(file: Path, kind: str, title: str, data: dict[str, Any]) -> None:
 
 
 def check_place(file: str) -> None:
-    """Raises ValueError where --html could not be done, before anything else is."""
+    """Raises ValueError where --html could not be written."""
     if Path(file).is_dir() or not Path(file).parent.is_dir():
         found = "a folder" if Path(file).is_dir() else f"no folder {Path(file).parent}"
         raise ValueError(f"--html {file}: expected a file in a folder that is there, found {found}")
@@ -52,19 +54,20 @@ def read_page(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8").partition(BEGIN)[2].partition(END)[0])
 
 
-def write_index(folder: Path, panels: dict[str, tuple[str, str, dict[str, str]]]) -> Path:
-    """`index.html` of a run's folder, made of the files there: curves, the table, and the pages in `trees`.
-
-    A panel has a title, a unit and metrics. The pages of a step have one tree, those of a question one before and one
-    after training.
-    """
+def write_index(folder: Path) -> Path:
+    """`index.html` of a run's folder, from the files in it: curves, the table, and the pages in `trees`. Those of a
+    step have one tree, those of a question one from before training and one from after."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    lines = lambda keys: {key: [[row["step"], row[key]] for row in rows if key in row] for key in keys}
-    table, about = folder / "table.txt", json.loads((folder / "run.json").read_text("utf-8"))["settings"]
+    points = lambda name: [[row["step"], row[name]] for row in rows if name in row]
+    curves = [
+        {"title": title, "unit": unit, "lines": [{"name": name, "points": points(key)} for key, name in names.items()]}
+        for title, unit, names in PANELS.values()
+    ]
+    table, settings = folder / "table.txt", json.loads((folder / "run.json").read_text("utf-8"))["settings"]
     data = {
         "title": folder.resolve().name,
-        "settings": {name: about[name] for name in ("algo", "model", "data", "seed") if name in about},
-        "panels": [{"title": title, "lines": lines(keys)} for title, _, keys in panels.values()],
+        "settings": {name: settings[name] for name in ("algo", "model", "data", "seed") if name in settings},
+        "curves": curves,
         "table": table.read_text("utf-8") if table.exists() else "",
         "pages": [
             {"file": f"trees/{file.name}", "trees": list(map(summary, read_page(file)["trees"]))}

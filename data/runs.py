@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from data.pages import write_index, write_page
-from data.plots import PANELS, plot_run
+from data.plots import plot_run
 from data.results import Row, write_results
 from data.settings import Positive, Settings
 
@@ -93,16 +93,16 @@ class Run:
             self.also(rounded)
 
     def keep_tree(self, step: int, text: str, view: dict[str, Any]) -> None:
-        """One of a step's trees, as text and as a page."""
+        """One of a step's trees, as text and as a page; the index leads to it."""
         if self.writes:
             (self.folder / "trees" / f"step_{step:04d}.txt").write_text(text, encoding="utf-8")
             self.keep_page(f"step_{step:04d}", view)
+            write_index(self.folder)
 
     def keep_page(self, name: str, *views: dict[str, Any]) -> None:
-        """A page of trees to one question, and the index that leads to it."""
+        """A page of trees to one question."""
         page = {"trees": views, "index": "../index.html"}
         write_page(self.folder / "trees" / f"{name}.html", "tree", views[0]["question"], page)
-        write_index(self.folder, PANELS)
 
     def keep_if_best(self, save: Callable[[Path], None], accuracy: float, step: int) -> None:
         """The best model by dev accuracy stands in the run's folder itself; without that of step 0 a run is refused."""
@@ -136,12 +136,14 @@ class Run:
             for old in sorted((self.folder / "checkpoints").glob("step_*"))[: -self.keep]:
                 shutil.rmtree(old)
 
-    def finish(self, table: str, rows: dict[str, Row]) -> list[Path]:
-        """Writes the final table and its rows, and draws the plots; returns their files."""
+    def finish(self, table: str, rows: dict[str, Row], pairs: list[tuple[dict, dict]]) -> list[Path]:
+        """Writes the final table, its rows and pages of trees before and after, and draws the plots; returns those."""
         about = read_about(self.folder)
         write_results(self.folder, about["settings"], about["versions"], rows, read_curve(self.folder))
+        for n, pair in enumerate(pairs, 1):
+            self.keep_page(f"question_{n}", *pair)
         (self.folder / "table.txt").write_text(table + "\n", encoding="utf-8")  # last: a run that has it is finished
-        write_index(self.folder, PANELS)
+        write_index(self.folder)
         return plot_run(self.folder)
 
 

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 from advantage import attribute, loss_weights
-from arpo import Batch, Piece, UpdateConfig, kept, pack, split
+from arpo import Batch, UpdateConfig, kept, pack, split
 from data.format import printable, tag_names
+from data.metrics import NOT_RUN, Scored
+from data.results import Score
 from rollout import PROMPT, Node, RolloutConfig, Tree
 
 LONGEST = 20_000  # characters that a page keeps of a result that the policy read in part
 
 
-def tree_view(title: str, scored, advantages: Tensor, tokenizer, config: RolloutConfig) -> dict[str, Any]:
-    """A tree for a page. `scored` has a question, its tree, and scores and rewards of the M leaves; advantages (M,).
-
-    Settings of the update that `config` lacks have their defaults.
-    """
+def tree_view(title: str, scored: Scored, advantages: Tensor, tokenizer, config: RolloutConfig) -> dict[str, Any]:
+    """A tree with its leaf advantages (M,). Settings of the update that `config` lacks have their defaults."""
     question, tree = scored.question, scored.tree
     update = config if isinstance(config, UpdateConfig) else UpdateConfig()
     descends, parents = tree.descends(), [node.parent for node in tree.nodes]
@@ -68,7 +67,7 @@ def node_view(node: Node, tokenizer) -> dict[str, Any]:
     }
 
 
-def leaf_view(leaf: int, score, reward: Tensor, advantage: Tensor) -> dict[str, Any]:
+def leaf_view(leaf: int, score: Score, reward: Tensor, advantage: Tensor) -> dict[str, Any]:
     return {
         "node": leaf,
         "answer": score.answer and visible(score.answer),  # None: the format is wrong
@@ -89,7 +88,7 @@ def savings(tree: Tree) -> dict[str, list[int]]:
     tokens sampled, and tokens read, the prompt's and the results'."""
     prompt, shared = len(tree.prompt), tree.descends().sum(-1)
     counts = {
-        "calls": [bool(n.result) and n.result.outcome not in ("refused", "malformed") for n in tree.nodes],
+        "calls": [bool(n.result) and n.result.outcome not in NOT_RUN for n in tree.nodes],
         "sampled": [len(node.ids) for node in tree.nodes],
         "read": [len(node.observation) for node in tree.nodes],
     }
@@ -110,36 +109,28 @@ def packed(tree: Tree, advantages: Tensor, config: UpdateConfig) -> list[dict[st
     (W,) = loss_weights([D], [tree.lengths()], config.loss_type, config.max_completion_length)
     A = attribute(advantages, D, [node.parent for node in tree.nodes], config.attribution)
     parts = split((tree, W, A), config.token_budget)
-    return [{"segments": segments(part, pack([part]))} for part in parts]
+    return [{"segments": segments(tree, [PROMPT, *kept(part[1])], pack([part]))} for part in parts]
 
 
-def segments(piece: Piece, batch: Batch) -> list[dict[str, Any]]:
-    """The packed sequence by its segments, the prompt and the nodes: where each begins, its first position, the token
-    before it, and what its last token sees, as intervals; each token before that one sees as much up to itself."""
-    tree, W, _ = piece
-    found, start, sampled = [], 0, 0
-    for n in [PROMPT, *kept(W)]:
-        own = 0 if n == PROMPT else len(tree.nodes[n].ids)
-        length = len(tree.prompt) if n == PROMPT else own + len(tree.nodes[n].observation)
+def segments(tree: Tree, numbers: list[int], batch: Batch) -> list[dict[str, Any]]:
+    """The packed sequence by its segments, the prompt and nodes: where each begins, its first position, the token
+    before it, and the segments that it sees: those above it and itself, of which each token sees what is behind it."""
+    found, lengths, sampled = [], batch.owner.bincount().tolist(), 0
+    for s, n in enumerate(numbers):
+        start, own = sum(lengths[:s]), 0 if n == PROMPT else len(tree.nodes[n].ids)
         found.append(
             {
                 "node": n,
                 "start": start,
-                "length": length,
+                "length": lengths[s],
                 "sampled": own,
                 "position": int(batch.positions[start]),
                 "before": int(batch.predict_from[sampled]) if own else None,
-                "sees": intervals(batch.mask[start + length - 1]),
+                "sees": batch.sees[s].nonzero().flatten().tolist(),
             }
         )
-        start, sampled = start + length, sampled + own
+        sampled += own
     return found
-
-
-def intervals(flags: Tensor) -> list[list[int]]:
-    """Where flags (T,) are true, as [begin, end) pairs."""
-    edges = torch.nn.functional.pad(flags.int(), (1, 1)).diff().nonzero().flatten()
-    return edges.view(-1, 2).tolist()
 
 
 def pieces(tokenizer, ids: list[int]) -> list[str]:

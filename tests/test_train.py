@@ -27,6 +27,7 @@ from data.alarms import UNCHANGED
 from data.format import ToolCall
 from data.models import TINY, model_defaults, pick_dtype
 from data.optimizer import learning_rate
+from data.pages import read_page
 from data.results import Row, read_results
 from data.statistics import pass_at_k, wilson
 from sandbox import PythonSandbox
@@ -307,6 +308,10 @@ def test_a_runs_folder_and_table(run, two_runs):
     plots = {path.name for path in (folder / "plots").iterdir()}
     assert plots == {"reward.png", "tool_calls.png", "entropy.png", "branching.png"}
     assert "leaf 0" in (folder / "trees" / "step_0001.txt").read_text()
+    pages = [page["file"] for page in read_page(folder / "index.html")["pages"]]
+    assert pages == [f"trees/{name}.html" for name in (*(f"question_{n}" for n in range(1, 5)), "step_0001")]
+    titles = [tree["title"] for tree in read_page(folder / pages[0])["trees"]]
+    assert titles == ["before training", "after step 2"]
     assert not {"overwrite", "resume", "data", "max_rows", "preset"} & set(model_defaults(str(folder)))
     about = json.loads((folder / "run.json").read_text())
     assert about["settings"]["num_generations"] == 4 and "torch" in about["versions"]
@@ -349,10 +354,13 @@ def test_a_short_run_that_raises_nothing_says_so(two_runs):
     assert ("gain over the start" in out) == (state["best_step"] > 0)
 
 
-def test_a_tree_and_an_answer_in_the_terminal(run):
-    drawn = run(eval.main, "--ask", "--num_generations", "4", "--num_initial", "2")
+def test_a_tree_and_an_answer_in_the_terminal_and_as_a_page(run, tmp_path):
+    page = str(tmp_path / "tree.html")
+    drawn = run(eval.main, "--ask", "--num_generations", "4", "--num_initial", "2", "--html", page)
     assert "leaf 3" in drawn and "reward" in drawn and "advantage" in drawn and "prefilled" in drawn
-    answered = run(eval.main, "--ask", "What is 31 times 7 plus 12?")
+    assert len(read_page(Path(page))["trees"][0]["leaves"]) == 4
+    answered = run(eval.main, "--ask", "What is 31 times 7 plus 12?", "--html", page)
+    assert read_page(Path(page))["trees"][0]["leaves"][0]["advantage"] == 0
     assert "answer: " in answered and "leaf" not in answered
     assert answered == run(eval.main, "--ask", "What is 31 times 7 plus 12?", "--temperature", "0.7")  # the likeliest
 

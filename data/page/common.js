@@ -26,7 +26,7 @@ function words(text, kind = "words") {
   return el("bdi", { class: kind, dir: "auto" }, text);
 }
 
-const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const signed = (value, digits = 2) => (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
 const plain = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits).replace("-", "−"));
 const counted = (count, name) => `${count.toLocaleString("en")} ${name}${count === 1 ? "" : "s"}`;
 const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : 0);

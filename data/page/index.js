@@ -8,7 +8,7 @@ function draw() {
     el("h1", {}, DATA.title),
     el("p", {}, settings.join(", ")),
     el("h2", {}, "Curves"),
-    el("div", { class: "curves" }, DATA.panels.map(curve)),
+    el("div", { class: "curves" }, DATA.curves.map(curve)),
     ...section("The same questions before and after training", pairs, ["question", "before", "after", ""], pairRow),
     ...section("Trees by step", steps, ["step", "question", "leaves", "right", "mean reward", "forks"], stepRow),
     ...(DATA.table ? [el("h2", {}, "Held-out questions"), el("pre", { id: "table" }, DATA.table)] : []),
@@ -38,13 +38,13 @@ function pairRow(page) {
 
 // ---------------------------------------------------------------- curves
 
-const SIZE = { width: 560, height: 250, left: 44, right: 150, top: 10, bottom: 24 };
+const SIZE = { width: 560, height: 230, left: 44, right: 12, top: 10, bottom: 24 };
 
 /** Many points faintly, under their running mean, since questions differ from step to step. */
-function curve(panel) {
-  const lines = Object.entries(panel.lines).filter(([, points]) => points.length);
-  const all = lines.flatMap(([, points]) => points);
-  if (!all.length) return el("figure", {}, el("figcaption", {}, panel.title), "nothing yet");
+function curve({ title, unit, lines }) {
+  const all = lines.flatMap(({ points }) => points);
+  const caption = el("figcaption", {}, `${title}, ${unit}`);
+  if (!all.length) return el("figure", {}, caption, "nothing yet");
   const lastStep = Math.max(1, ...all.map(([step]) => step));
   const [low, high] = [Math.min(0, ...all.map(([, value]) => value)), Math.max(1e-9, ...all.map(([, value]) => value))];
   const x = (step) => SIZE.left + (step / lastStep) * (SIZE.width - SIZE.left - SIZE.right);
@@ -53,30 +53,20 @@ function curve(panel) {
   const ticks = [low, (low + high) / 2, high].map((value) => svg("text", { x: SIZE.left - 6, y: y(value) + 4, "text-anchor": "end" }, Number(value.toPrecision(2)).toString()));
   const steps = [0, lastStep].map((step) => svg("text", { x: x(step), y: SIZE.height - 6, "text-anchor": "middle" }, `${step}`));
   const frame = svg("path", { class: "axis", d: `M${SIZE.left} ${SIZE.top}V${y(low)}H${SIZE.width - SIZE.right}` });
-  const smooth = lines.map(([, points]) => running(points));
-  const labels = spread(smooth.map((points) => y(points.at(-1)[1])));
-  const drawn = lines.map(([name, points], i) => {
-    const dots = points.length < 20 ? points.map(([step, value]) => svg("circle", { cx: x(step), cy: y(value), r: 3 })) : [];
-    const raw = points.length < 20 ? null : svg("path", { class: "faint", d: path(points) });
-    const label = svg("text", { x: SIZE.width - SIZE.right + 8, y: labels[i] + 4 }, name.replaceAll("_", " "));
-    return svg("g", { class: `s${i}` }, raw, svg("path", { d: path(smooth[i]) }), dots, label);
+  const drawn = lines.map(({ points }, i) => {
+    const few = points.length < 20;
+    const dots = few ? points.map(([step, value]) => svg("circle", { cx: x(step), cy: y(value), r: 3 })) : [];
+    return svg("g", { class: `s${i}` }, few ? null : svg("path", { class: "faint", d: path(points) }), svg("path", { d: path(running(points)) }), dots);
   });
-  const chart = svg("svg", { class: "curve", viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, role: "img", "aria-label": panel.title }, frame, ticks, steps, drawn);
-  return el("figure", {}, el("figcaption", {}, panel.title), chart);
+  const chart = svg("svg", { class: "curve", viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, role: "img", "aria-label": title }, frame, ticks, steps, drawn);
+  const sample = (i) => svg("svg", { class: "curve sample", width: 34, height: 10 }, svg("g", { class: `s${i}` }, svg("path", { d: "M0 5H34" })));
+  return el("figure", {}, caption, chart, lines.map(({ name }, i) => el("p", { class: "name" }, sample(i), name)));
 }
 
 /** The mean over a tenth of the points, at the last of them; few points stay as they are. */
 function running(points) {
   const window = points.length < 20 ? 1 : Math.floor(points.length / 10);
   return points.slice(window - 1).map(([step], i) => [step, mean(points.slice(i, i + window).map(([, value]) => value))]);
-}
-
-/** Heights of labels, moved apart where they would cover each other. */
-function spread(heights) {
-  const order = heights.map((_, i) => i).sort((a, b) => heights[a] - heights[b]);
-  const placed = [];
-  order.forEach((i, rank) => (placed[i] = rank ? Math.max(heights[i], placed[order[rank - 1]] + 16) : heights[i]));
-  return placed;
 }
 
 draw();

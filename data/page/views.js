@@ -15,6 +15,7 @@ function fillText(node, box, width, height) {
   const text = (kind, content, lines) => {
     const made = el("bdi", { class: kind, dir: "auto" }, withTags(content.slice(0, 600), node.tree.tags));
     made.style.setProperty("--lines", lines);
+    made.style.whiteSpace = lines > 1 ? "normal" : "nowrap";
     made.style.marginTop = kind === "wrote" ? `${Math.min(3, (height - 3) % SIZES.line) / 2}px` : "auto";
     return made;
   };
@@ -165,9 +166,11 @@ function packedSegments() {
   const tree = packedTree();
   state.part %= tree.packed.length;
   const own = nodes.filter((node) => node.tree === tree);
-  return tree.packed[state.part].segments.map((segment) => {
+  const { segments } = tree.packed[state.part];
+  return segments.map((segment) => {
     const node = own[segment.node] ?? null;
-    return { ...segment, owner: node, name: node ? `turn ${node.depth + 1}, ${leavesOf(node)}` : "prompt", tokens: node ? [...node.tokens, ...node.read] : tree.prompt };
+    const sees = segment.sees.map((s) => [segments[s].start, segments[s].start + segments[s].length]);
+    return { ...segment, sees, owner: node, name: node ? `turn ${node.depth + 1}, ${leavesOf(node)}` : "prompt", tokens: node ? [...node.tokens, ...node.read] : tree.prompt };
   });
 }
 
@@ -179,7 +182,7 @@ function leavesOf(node) {
 
 const owning = (segments, token) => segments.findLast((segment) => segment.start <= token);
 
-/** Whether a token sees another: what its segment's last token sees, up to itself. */
+/** Whether a token sees another: what its segment sees, up to itself. */
 const sees = (segment, token, other) => other <= token && segment.sees.some(([begin, end]) => begin <= other && other < end);
 
 function walkPacked(way) {
