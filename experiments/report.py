@@ -42,6 +42,7 @@ AXES = {
     "train_tokens": "gradient tokens",
     "seconds": "processor seconds",
 }
+MARKS = "<!-- made by experiments/report.py -->", "<!-- to here -->"  # in the README, around its table
 Pairs = list[tuple[str, str]]  # of an arm and what it is compared with
 # The arms whose places entropy chose, and those of the same rule whose places something else chose.
 BY_ENTROPY = ("threshold-entropy", "best-entropy", "coin-entropy")
@@ -52,6 +53,8 @@ def main() -> None:
     cells, probes = read_cells(HERE / "results"), read_probes(HERE / "criticality")
     (HERE / "RESULTS.md").write_text(page(cells, probes), encoding="utf-8")
     draw(cells, HERE / "figures")
+    readme = HERE.parent / "README.md"
+    readme.write_text(with_short_table(readme.read_text(encoding="utf-8"), cells), encoding="utf-8")
     print(f"{HERE / 'RESULTS.md'}, from {sum(map(len, cells.values()))} cells")
 
 
@@ -65,6 +68,26 @@ def read_probes(folder: Path) -> dict[str, dict]:
 def page(cells: Cells, probes: dict[str, dict]) -> str:
     sections = (opening, knows, listens, learns, places, methods, constants, biased, repeated)
     return "\n\n".join(part for section in sections for part in section(cells, probes)) + "\n"
+
+
+def with_short_table(text: str, cells: Cells) -> str:
+    """The README with today's main arms between its two marks."""
+    before, rest = text.split(MARKS[0])
+    rows = []
+    for arm in MAIN:
+        if cells[arm]:
+            trained = arm != "start"
+            calls = f"{averaged(cells, arm, lambda cell: total(cell, 'calls')):,.0f}" if trained else "-"
+            ends = [
+                f"{averaged(cells, arm, lambda cell, way=way: held_out(cell, way)):.1f}%"
+                for way in ("greedy", "sampled")
+            ]
+            gain = area_difference(cells, arm, "grpo", "calls").text() if arm not in ("start", "grpo") else "-"
+            need = needed(cells, arm, "grpo", "calls").text(0) if arm not in ("start", "grpo") else "-"
+            rows.append([f"`{arm}`", ARMS[arm].says, str(len(cells[arm])), calls, *ends, gain, need])
+    head = "arm | what it is | seeds | tool calls in training | greedy, at the end | sampled, at the end"
+    head += " | points, equal calls | calls for equal accuracy, %"
+    return f"{before}{MARKS[0]}\n{table(head, rows)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
 
 def table(head: str, rows: list[list[str]]) -> str:

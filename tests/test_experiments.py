@@ -16,6 +16,8 @@ def test_the_committed_page_is_made_from_the_committed_files():
     """Guards: a number on the page that no file holds, or results that came in after it was made."""
     cells, probes = measures.read_cells(report.HERE / "results"), report.read_probes(report.HERE / "criticality")
     assert report.page(cells, probes) == (report.HERE / "RESULTS.md").read_text(encoding="utf-8")
+    readme = (report.HERE.parent / "README.md").read_text(encoding="utf-8")
+    assert report.with_short_table(readme, cells) == readme
 
 
 def test_the_declared_arms_differ_and_their_comparisons_exist():
