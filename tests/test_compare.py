@@ -4,9 +4,12 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from data import Question
 from data.compare import compare, lines_of
+from data.demonstrations import steps
+from data.outline import describe
 from data.paper import AVERAGE, TABLES, misfits, paper_tables, size
 from data.presets import PRESETS, preset_table
 from data.results import Result, Row, Score, read_results, write_results
@@ -150,10 +153,18 @@ def test_presets_are_settings_and_flags_win(capsys):
     names = set(TrainConfig.__dataclass_fields__)
     for values in PRESETS.values():
         assert values.keys() <= names and all(value.source for value in values.values())
-    config = read_flags(
-        ["--preset", "reasoning", "--model", "Qwen2.5-7B-Instruct", "--num_generations", "4", "--num_initial", "2"]
-    )
+    config = read_flags(["--preset", "reasoning", "--num_generations", "4", "--num_initial", "2"])
     told = preset_table("reasoning", config).splitlines()
     assert told[1].split() == ["num_generations", "16", "4", "C.2"]
     assert next(line for line in told if line.startswith("threshold")).split()[1:4] == ["0.5", "the", "same"]
-    assert config.max_steps == 156 and config.num_minibatches == 8 and not config.browse and config.lora_r == 16
+    assert config.max_steps == 156 and config.num_minibatches == 8 and not config.browse
+    assert config.learning_rate == 5e-4  # shown, not set
+    assert describe(config).endswith(preset_table("reasoning", config))
+
+
+def test_a_step_of_the_cold_start_has_as_many_rows_as_the_paper_says():
+    """Guards: a batch size in tokens under the name of one in rows."""
+    drawn = ((torch.zeros(rows, 3), torch.zeros(rows, 3)) for rows in (2, 3, 1, 4, 5))
+    taken = steps(drawn, 4)
+    assert [[len(ids) for ids, _ in next(taken)] for _ in range(2)] == [[2, 3], [1, 4]]
+    assert len(next(steps(iter([(torch.zeros(2, 3), None)]), 0))) == 1
