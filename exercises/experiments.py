@@ -91,11 +91,10 @@ EXPERIMENTS = {
             "grpo": "--algo grpo",
         },
         learn,
-        "`lot` forks at any result with a chance of one quarter, about as often as ΔH is above 0 in this world at the "
-        "start. Calls differ between trees and GRPO in every single run: five students are enough. For accuracy look "
-        "at "
-        'the last column: a difference below it is not excluded by the class, and "no difference seen" is no proof of '
-        "none. Nothing follows for larger models.",
+        "`lot` forks at any result with a chance of one quarter, whatever the entropies say. A tree executes the calls "
+        "that its leaves share once, so calls are where arms should part, and a few students may be enough to see it. "
+        "For accuracy look at the last line of a comparison: a difference below it could not have been seen even by "
+        'thirty, and "not told from 0" is no proof of 0. Nothing follows for larger models or other tasks.',
     ),
     "bonus": Experiment(
         "Do you get what you pay for?",
@@ -129,8 +128,11 @@ EXPERIMENTS = {
 
 def run(name: str, seed: int, told: Callable[[str], None]) -> dict:
     """All arms of an experiment with one seed."""
+    from transformers.utils.logging import disable_progress_bar
+
     from train import read_flags
 
+    disable_progress_bar()
     experiment, arms, started = EXPERIMENTS[name], {}, time.process_time()
     for arm, flags in experiment.arms.items():
         config = read_flags([*experiment.flags.split(), *flags.split(), "--seed", str(seed), "--output_dir", "none"])

@@ -143,6 +143,7 @@ def test_selectors_that_fit_no_place_or_two_are_refused():
 WRONG = [
     (["grade", "99"], "expected exercises out of"),
     (["graed"], "invalid choice: 'graed'"),
+    (["start", "../ada"], "expected a name of letters, digits, points and dashes, found '../ada'"),
     (["grade", "--copy", "nowhere"], "expected a copy made by `python -m exercises start NAME`, found no nowhere"),
     (["start", "ada", "--folder", str(ROOT)], "expected a new folder, found one that is not empty"),
 ]
