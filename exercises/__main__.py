@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -97,7 +98,7 @@ def the_copy(flags: argparse.Namespace) -> Copy:
         return Copy.open(flags.copy)
     found = sorted(ROOT.parent.glob(f"arpo-*/{copies.ABOUT}"))
     if len(found) != 1:
-        names = ", ".join(file.parent.name for file in found) or "none"
+        names = ", ".join(file.parent.name for file in found) or "none (python -m exercises start NAME makes one)"
         raise ValueError(f"expected one copy beside the checkout, or --copy FOLDER, found {names}")
     return Copy.open(found[0].parent)
 
@@ -115,6 +116,8 @@ def chosen(numbers: list[int]) -> list[Exercise]:
 
 def start(flags) -> int:
     """makes a student's copy"""
+    if not re.fullmatch(r"[\w.-]+", flags.name):
+        raise ValueError(f"expected a name of letters, digits, points and dashes, found {flags.name!r}")
     folder = flags.folder or ROOT.parent / f"arpo-{flags.name}"
     copy = copies.make_copy(folder, flags.name, copies.seed_of(flags.name))
     print(f"{copy.folder} is yours: EXERCISES.md in it says what is to be written where.")

@@ -1,6 +1,6 @@
 """A student's copy of the project: the asked statements taken out, and nothing in it that gives them away.
 
-It holds the modules, the built-in model and the requirements; no tests, documents, history or exercises. Left out:
+It holds the modules, the built-in models and the requirements; no tests, documents, history or exercises. Left out:
 grading (`grading.py`).
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from exercises.course import Exercise, load_course
 from exercises.patches import ROOT, blanked, project_modules, source
 
-KEPT = "LICENSE", "requirements.txt"  # beside the modules and the built-in model
+KEPT = "LICENSE", "requirements.txt"  # beside the modules and the built-in models
 ABOUT, ATTEMPTS, MISTAKES = "student.json", "attempts.jsonl", "mistakes.json"
 HIDDEN = "left out of this copy, since it would give exercise {} away"
 
@@ -77,11 +77,10 @@ def blank_texts() -> dict[str, str]:
 
 def write_project(folder: Path, texts: dict[str, str]) -> None:
     """The project in a folder, with some of its files' texts replaced."""
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "data", folder / "data", ignore=ignored, dirs_exist_ok=True)  # the built-in models among it
     for file in project_files():
         (folder / file).write_text(texts.get(file) or source(file), encoding="utf-8")
-    for model in sorted((ROOT / "data").glob("*_model")):
-        shutil.copytree(model, folder / "data" / model.name, dirs_exist_ok=True)
     for name in KEPT:
         shutil.copy(ROOT / name, folder / name)
 

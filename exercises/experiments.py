@@ -43,31 +43,29 @@ def learn(config) -> Numbers:
     for step in range(1, config.max_steps + 1):
         row, _, config = take_step(step, policy, optimizer, stream, train.tools, config)
         rows.append(row)
-    scores = [score for row in evaluate(policy, test, config, 1, config.temperature, config.seed) for score in row]
+    judged = evaluate(policy, test, config, 1, config.temperature, config.seed)
     total = lambda name: sum(row[name] for row in rows)
     return {
         "calls in training": total("calls_per_question") * config.questions_per_step,
         "tokens sampled": total("decoded"),
-        "held-out accuracy": float(np.mean([score.accuracy for score in scores])),
-        "held-out calls": float(np.mean([score.calls for score in scores])),
+        "held-out accuracy": float(np.mean([result.mean("accuracy") for result in judged])),
+        "held-out calls": float(np.mean([result.mean("calls") for result in judged])),
     }
 
 
 def look(config) -> Numbers:
-    """Groups of a policy that does not learn: how many are rewarded alike, and how many leaves repeat another."""
-    from eval import open_policy, rollout_metrics
+    """Groups of a policy that does not learn: how many are all right or all wrong, and what a leaf costs."""
+    from data.metrics import rollout_metrics
+    from eval import open_policy
     from tools import make_sandbox
     from train import Stream, collect, load_tasks
 
     train, _, _ = load_tasks(config, make_sandbox(config), None)
     policy, stream = open_policy(config, config.lora_r), Stream(train.questions, config.seed)
     kept = [s for step in range(config.max_steps) for s in collect(stream, policy, train.tools, config, step)[0]]
-    right = [[score.accuracy for score in scored.scores[:GROUP]] for scored in kept]
-    row = rollout_metrics(kept, [], config)
     return {
-        "groups alike": float(np.mean([len(set(group)) == 1 for group in right])),
-        "if independent": float(np.mean([alike([s.accuracy for s in scored.scores], GROUP) for scored in kept])),
-        "calls a question": row["calls_per_question"],
+        "groups alike": float(np.mean([alike([s.accuracy for s in scored.scores], GROUP) for scored in kept])),
+        "calls a leaf": rollout_metrics(kept, [], config)["calls_per_question"] / config.num_generations,
     }
 
 
@@ -75,7 +73,8 @@ GROUP = 8  # leaves of a group
 
 
 def alike(right: list[float], size: int) -> float:
-    """Unbiased estimate of p^size + (1 - p)^size, that independent leaves are all right or all wrong, from more."""
+    """How often `size` of these leaves are all right or all wrong. Of just as many: whether they are. Of more that are
+    independent: an unbiased estimate of p^size + (1 - p)^size."""
     n, c = len(right), sum(value == 1 for value in right)
     return (math.comb(c, size) + math.comb(n - c, size)) / math.comb(n, size)
 
@@ -92,11 +91,10 @@ EXPERIMENTS = {
             "grpo": "--algo grpo",
         },
         learn,
-        "`lot` forks at any result with a chance of one quarter, about as often as ΔH is above 0 in this world at the "
-        "start. Calls differ between trees and GRPO in every single run: five students are enough. For accuracy look "
-        "at "
-        'the last column: a difference below it is not excluded by the class, and "no difference seen" is no proof of '
-        "none. Nothing follows for larger models.",
+        "`lot` forks at any result with a chance of one quarter, whatever the entropies say. A tree executes the calls "
+        "that its leaves share once, so calls are where arms should part, and a few students may be enough to see it. "
+        "For accuracy look at the last line of a comparison: a difference below it could not have been seen even by "
+        'thirty, and "not told from 0" is no proof of 0. Nothing follows for larger models or other tasks.',
     ),
     "bonus": Experiment(
         "Do you get what you pay for?",
@@ -111,22 +109,30 @@ EXPERIMENTS = {
     ),
     "variance": Experiment(
         "What does sharing cost?",
-        "Are a tree's leaves more alike than independent ones, and is it the more of calls that buys the difference?",
+        "In how many of a hundred groups are all eight leaves right or all wrong: more with trees, or fewer?",
         "--model tiny --max_steps 5 --questions_per_step 12",
-        {"grpo": "--algo grpo --num_generations 16", "arpo": f"--algo arpo --num_generations {GROUP}"},
+        {
+            "arpo": f"--algo arpo --num_generations {GROUP}",
+            "grpo": f"--algo grpo --num_generations {GROUP}",
+            "theory": f"--algo grpo --num_generations {2 * GROUP}",
+        },
         look,
-        "Independent leaves are all right or all wrong with p^8 + (1 - p)^8, computed for each question out of 16; "
-        "eight "
-        "of them counted must agree with it. A tree's leaves share beginnings, so groups alike may lie above. That "
-        "is about this policy and these questions: it changes as the policy learns.",
+        "Independent leaves are all alike with p^8 + (1 - p)^8. `theory` estimates that for each question from 16 "
+        "leaves, "
+        "`grpo` counts eight of them: the two must agree. A tree's leaves share beginnings and cost fewer calls; what "
+        "that costs is the difference in groups alike, which teach nothing. All this is about this policy and these "
+        "questions: it changes as the policy learns.",
     ),
 }
 
 
 def run(name: str, seed: int, told: Callable[[str], None]) -> dict:
     """All arms of an experiment with one seed."""
+    from transformers.utils.logging import disable_progress_bar
+
     from train import read_flags
 
+    disable_progress_bar()
     experiment, arms, started = EXPERIMENTS[name], {}, time.process_time()
     for arm, flags in experiment.arms.items():
         config = read_flags([*experiment.flags.split(), *flags.split(), "--seed", str(seed), "--output_dir", "none"])

@@ -9,12 +9,15 @@ import json
 import os
 import runpy
 import sys
+import traceback
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from exercises.child import limit
+
+CRASHED = 70  # exit code of a command that ended with an error of its own
 
 
 def main() -> None:
@@ -49,6 +52,9 @@ def run(folder: str, command: str, arguments: list[str], log: str) -> int:
         return 0
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -21,8 +22,8 @@ from exercises.patches import ROOT, swapped
 
 # One command for all bugs, so that it gives none away: with it each of them shows somewhere.
 FLAGS = (
-    "--max_steps 6 --questions_per_step 6 --temperature 0.8 --num_iterations 2 --save_trees_steps 1 --reward_bonus 0.3 "
-    "--eval_steps 6 --eval_questions 20 --test_questions 20 --learning_rate 1e-3 --warmup_steps 0"
+    "--max_steps 5 --questions_per_step 6 --temperature 0.8 --num_iterations 2 --save_trees_steps 1 --reward_bonus 0.3 "
+    "--eval_steps 5 --eval_questions 20 --test_questions 20 --learning_rate 1e-3 --warmup_steps 0"
 )
 SEEN = "metrics.jsonl", "run.json", "table.txt", "trees", "plots"  # of a run
 ANSWER = """\
@@ -92,6 +93,8 @@ def check(hunt: Hunt) -> tuple[dict[str, bool], str]:
     """What of the student's answer is right, the test with and without the bug included; and what pytest said."""
     if not (hunt.folder / "answer.txt").exists():
         raise ValueError(f"expected a hunt in {hunt.folder}, found none: python -m exercises bug")
+    if not find_spec("pytest"):
+        raise ValueError("expected pytest, which runs your test, found none: pip install -r requirements-dev.txt")
     said = read_answer(hunt.folder / "answer.txt")
     with tempfile.TemporaryDirectory() as place:
         trees = {run: Path(place) / run for run in "AB"}

@@ -11,10 +11,12 @@ from importlib import import_module
 import pytest
 
 from exercises import __main__ as command
-from exercises import copies, grading, hunt
+from exercises import classroom, copies, grading, hunt
 from exercises.bugs import BUGS, Bug
 from exercises.course import close, load_course
+from exercises.experiments import EXPERIMENTS, alike, pooled
 from exercises.patches import ROOT, Blank, Swap, blanked, loaded, source, swapped, taken_out
+from train import read_flags
 
 COURSE = load_course()
 by_number = pytest.mark.parametrize("exercise", COURSE, ids=lambda e: f"E{e.number}")
@@ -141,6 +143,7 @@ def test_selectors_that_fit_no_place_or_two_are_refused():
 WRONG = [
     (["grade", "99"], "expected exercises out of"),
     (["graed"], "invalid choice: 'graed'"),
+    (["start", "../ada"], "expected a name of letters, digits, points and dashes, found '../ada'"),
     (["grade", "--copy", "nowhere"], "expected a copy made by `python -m exercises start NAME`, found no nowhere"),
     (["start", "ada", "--folder", str(ROOT)], "expected a new folder, found one that is not empty"),
 ]
@@ -275,3 +278,135 @@ def test_a_hunt_from_beginning_to_end(copy, capsys):
     told = capsys.readouterr().out
     assert "yes  the test passes without the bug" in told and "no   the test fails with the bug" in told
     assert command.main(["bug", *flags]) == 2
+
+
+# ---------------------------------------------------------------------------------- the class
+
+
+def handed(name, seed, **experiments):
+    return {"name": name, "seed": seed, "version": "v", "attempts": [], "changes": {}, "experiments": experiments}
+
+
+def class_run(seed, arpo, grpo, **changes):
+    arms = {"arpo": {"groups alike": arpo}, "grpo": {"groups alike": grpo}, "theory": {"groups alike": grpo}}
+    return {"experiment": "variance", "seed": seed, "hash": "same", "arms": arms, "seconds": 20} | changes
+
+
+def test_pooling_worked_by_hand():
+    """Differences 1, 2 and 3: mean 2, standard error 1/√3, and Student's t with two degrees of freedom is 4.303."""
+    runs = {"ada": class_run(1, 5.0, 4.0), "bob": class_run(2, 6.0, 4.0), "cid": class_run(3, 7.0, 4.0)}
+    told = pooled("variance", runs)
+    (line,) = [line for line in told.splitlines() if line.startswith("arpo - grpo")]
+    assert line.split()[3:] == ["2", "±", "2.48"]
+    assert "not told from 0" in told and "3 runs" in told and EXPERIMENTS["variance"].lesson in told
+    (seen,) = {line.split()[-1] for line in told.splitlines() if "by thirty" in line}
+    assert float(seen) == pytest.approx(2.8 / math.sqrt(30), abs=1e-3)
+    assert "above 0" in pooled("variance", {name: class_run(n, 5.0 + n / 10, 4.0) for n, name in enumerate("abc")})
+    assert "inf" in pooled("variance", {"ada": class_run(1, 5.0, 4.0)})  # one run says nothing of the spread
+
+
+def test_pool_names_who_is_missing_and_refuses_what_does_not_belong_together():
+    class_of = lambda *runs: {f"s{n}": handed(f"s{n}", n, **run) for n, run in enumerate(runs)}
+    one, two = {"variance": class_run(1, 5.0, 4.0)}, {"variance": class_run(2, 5.0, 4.0)}
+    assert "not handed in: s2" in classroom.pool(class_of(one, two, {}))
+    for runs, told in (
+        ((one, one), "expected a seed for each student, found one seed in s0, s1"),
+        ((one, {"variance": class_run(2, 5.0, 4.0, hash="other")}), "expected runs of one version and one command"),
+        (({}, {}), "expected submissions with an experiment"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            classroom.pool(class_of(*runs))
+
+
+def test_the_arms_of_experiments_are_commands_of_train():
+    for experiment in EXPERIMENTS.values():
+        configs = [
+            read_flags(f"{experiment.flags} {flags} --output_dir none".split()) for flags in experiment.arms.values()
+        ]
+        assert len(set(map(str, configs))) == len(experiment.arms) >= 3
+
+
+def test_alike_counts_all_ways_to_choose_leaves():
+    for right in ([1, 1, 0, 1], [1, 1, 1, 1, 0, 0], [0.0] * 5):
+        for size in (2, 3, 4):
+            ways = list(itertools.combinations(right, size))
+            assert alike(right, size) == pytest.approx(sum(len(set(way)) == 1 for way in ways) / len(ways))
+
+
+def in_this_process(folder, exercises, cases, seconds=0):
+    """`run_student` without a process of its own, to save the time of loading the libraries."""
+    found = {}
+    for exercise in exercises:
+        texts = {blank.file: (folder / blank.file).read_text() for blank in exercise.blanks}
+        try:
+            found[exercise.number] = {"answers": exercise.answers(cases[exercise.number], texts=texts)}
+        except NotImplementedError as error:
+            found[exercise.number] = {"blank": str(error)}
+    return found
+
+
+def test_from_submissions_to_a_summary_and_to_other_inputs(tmp_path, monkeypatch, capsys):
+    """Two students, one file each: what they tried, and their code again with another seed."""
+    monkeypatch.setattr(grading, "run_student", in_this_process)
+    files = []
+    for name, first, then in (
+        (
+            "ada",
+            "own += [1] * len(turn_ids) + [1] * len(result_ids)",
+            "own += [1] * len(turn_ids) + [0] * len(result_ids)",
+        ),
+        ("bob", "own += [1] * len(turn_ids) + [1] * len(result_ids)", "own += [0] * len(turn_ids + result_ids)"),
+    ):
+        copy = copies.make_copy(tmp_path / name, name, copies.seed_of(name))
+        flags = ["--copy", str(copy.folder)]
+        write(copy, 5, first)
+        assert command.main(["grade", "5", *flags]) == 1
+        file = copy.folder / "data" / "format.py"
+        file.write_text(file.read_text().replace(first, then))
+        command.main(["grade", "5", *flags])
+        command.main(["hint", "5", *flags])
+        assert command.main(["submit", *flags]) == 0
+        files.append(str(copy.folder / f"submission-{name}.json"))
+    capsys.readouterr()
+    assert command.main(["summary", *files]) == 0
+    told = capsys.readouterr().out
+    assert "2 of 2  exercise 5: results are learned" in told
+    row = lambda name: next(line for line in told.splitlines() if line.startswith(name)).split()
+    assert row("ada")[:3] == ["ada", "2", "1"] and row("bob")[:3] == ["bob", "x", "1"]
+    assert command.main(["regrade", "--seed", "77", *files]) == 0
+    told = capsys.readouterr().out
+    assert "seed 77" in told and row("ada")[1:] == ["blank"] * 4 + ["right"] + ["blank"] * 7
+    assert row("bob")[5] == "wrong"
+    assert command.main(["summary", files[0], files[0]]) == 2 and "a second of ada" in capsys.readouterr().err
+    assert command.main(["summary", str(tmp_path / "ada" / "train.py")]) == 2
+
+
+def test_a_submission_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="ada: expected a submission of this version"):
+        classroom.regrade({"ada": handed("ada", 1)}, 5)
+
+
+def test_the_rubric_has_a_page_on_each_exercise_and_the_bugs(capsys):
+    assert command.main(["rubric"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"# {e.number}. {e.title}" in told and e.question in told for e in COURSE)
+    assert all(mistake.why in told for e in COURSE for mistake in e.mistakes)
+    assert all(bug.caught_by in told for bug in BUGS)
+
+
+def test_tests_that_catch_bugs_exist():
+    for bug in BUGS:
+        file, _, name = bug.caught_by.partition("::")
+        assert f"def {name}(" in source(file), bug.name
+
+
+def test_the_teachers_page_lists_what_there_is():
+    page = source("docs/teaching.md")
+    for e in COURSE:
+        row = f"| {e.number}{' *' * e.core} | {e.title} | "
+        (line,) = [line for line in page.splitlines() if line.startswith(row)]
+        assert line.endswith(f" | {e.minutes} | {e.misconception} |")
+        assert all(f"`{blank.file}:{blank.function}`" in line for blank in e.blanks)
+    core, every = (sum(e.minutes for e in some) for some in ([e for e in COURSE if e.core], COURSE))
+    assert f"takes {core} minutes by these estimates, all of it {every}" in page
+    assert f"one of {len(BUGS)} bugs" in page and all(f"**{name}**" in page for name in EXPERIMENTS)

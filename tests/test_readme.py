@@ -13,6 +13,7 @@ from test_house import ROOT
 
 import eval as evaluation
 from data.models import SIZES
+from exercises.__main__ import build_parser
 from experiments.run import RunnerConfig
 from train import METHODS, TrainConfig
 
@@ -50,6 +51,9 @@ def test_every_flag_link_place_and_test_that_is_named_exists(page):
     records = TrainConfig, evaluation.EvalConfig, RunnerConfig
     names = {field.name for record in records for field in fields(record)}
     others = {"no_deps", "nproc_per_node", "help"}  # of pip and torchrun, and everyone's
+    (course,) = build_parser()._subparsers._group_actions
+    own = [flag for command in course.choices.values() for flag in command._option_string_actions]
+    others |= {flag.lstrip("-").replace("-", "_") for flag in own}
     named = {flag.replace("-", "_") for flag in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)}
     assert named - {f"{no}{name}" for name in names for no in ("", "no_")} - others == set()
 

@@ -88,7 +88,7 @@ EXERCISE = Exercise(
             "return [D / L.sum() / len(lengths) for D, L in zip(descends, lengths)]",
             "You took the token mean in each tree and then the mean of these: a tree of short answers weighs as much "
             "as "
-            "one of long ones. Several well-known trainers had this error for months.",
+            "one of long ones. Several well-known trainers have had this error.",
         ),
         Mistake(
             "trees for leaves",
