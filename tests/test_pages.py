@@ -393,6 +393,12 @@ def test_the_class_votes_before_it_sees(open_page, forked):
     page.keyboard.press("p")
     assert page.locator(".turn").count() == 6 and page.locator(".badge.asked").count() == 3
     assert not re.search(r"new|\d\.\d\d\d", "".join(page.locator(".badge").all_inner_texts()))
+    assert page.locator(".leaf[data-outcome] span:first-child").all_inner_texts() == [""] * 3  # numbers would have gaps
+    page.keyboard.press("3")
+    assert page.locator("#n0 .stripe").count() == 1
+    page.keyboard.press("4")
+    assert page.locator("#waits").is_visible() and page.locator(".segment").count() == 0
+    page.keyboard.press("1")
     for key in "byyn":
         page.keyboard.press(key)
     panel = page.locator("#panel")

@@ -53,13 +53,20 @@ function mark(kind, size = 16) {
   const [outline, sign] = SHAPES[kind];
   const paths = [svg("path", { d: outline, class: "outline" }), svg("path", { d: sign, class: "sign" })];
   const label = svg("title", {}, OUTCOMES[kind]);
-  return svg("svg", { class: `mark ${kind}`, viewBox: "0 0 16 16", width: size, height: size, role: "img" }, label, paths);
+  return svg(
+    "svg",
+    { class: `mark ${kind}`, viewBox: "0 0 16 16", width: size, height: size, role: "img" },
+    label,
+    paths,
+  );
 }
 
 /** The marks of a tree's leaves and how many are right. */
 function tally(tree) {
   const kinds = tree.leaves.map((leaf) => outcome(leaf, tree.accepted));
   const right = kinds.filter((kind) => kind === "right").length;
-  const told = tree.accepted.length ? `${right} of ${kinds.length} right` : counted(kinds.length, "leaf").replace("leafs", "leaves");
+  const told = tree.accepted.length
+    ? `${right} of ${kinds.length} right`
+    : counted(kinds.length, "leaf").replace("leafs", "leaves");
   return { marks: kinds.map((kind) => mark(kind, 14)), told };
 }

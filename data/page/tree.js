@@ -5,7 +5,15 @@ const nodes = [];
 DATA.trees.forEach((tree, t) => {
   const first = nodes.length;
   tree.nodes.forEach((node, n) => {
-    nodes.push({ ...node, tree, t, n, id: nodes.length, up: node.parent < 0 ? null : nodes[first + node.parent], children: [] });
+    nodes.push({
+      ...node,
+      tree,
+      t,
+      n,
+      id: nodes.length,
+      up: node.parent < 0 ? null : nodes[first + node.parent],
+      children: [],
+    });
   });
   tree.leaves.forEach((leaf, m) => (nodes[first + leaf.node].leaf = { ...leaf, m }));
 });
@@ -18,14 +26,24 @@ nodes.forEach((node) => {
   node.initial = node.up ? node.up.initial : node.measured;
 });
 const firstLeaf = (node) => node.leaf?.m ?? firstLeaf(node.children[0]);
-nodes.toReversed().forEach((node) => (node.below = node.leaf ? 1 : node.children.reduce((sum, kid) => sum + kid.below, 0)));
-const decisions = nodes.filter((node) => node.decision).sort((a, b) => a.t - b.t || a.decision.wave - b.decision.wave || a.id - b.id);
+nodes
+  .toReversed()
+  .forEach((node) => (node.below = node.leaf ? 1 : node.children.reduce((sum, kid) => sum + kid.below, 0)));
+const decisions = nodes
+  .filter((node) => node.decision)
+  .sort((a, b) => a.t - b.t || a.decision.wave - b.decision.wave || a.id - b.id);
 
 const VIEWS = {
   text: ["Text", "What the policy wrote, and below it what the tool answered. Results are read, never trained on."],
-  entropy: ["Entropy", "Bars: entropy by token, as its square root; full colour where the rule measures, and the line its mean. Dashed: H_initial of the path."],
+  entropy: [
+    "Entropy",
+    "Bars: entropy by token, as its square root; full colour where the rule measures, and the line its mean. Dashed: H_initial of the path.",
+  ],
   credit: ["Credit", ""],
-  packed: ["Packed", "The sequence of the gradient pass: each shared turn once. A token sees its own path and nothing else."],
+  packed: [
+    "Packed",
+    "The sequence of the gradient pass: each shared turn once. A token sees its own path and nothing else.",
+  ],
 };
 const state = {
   view: "text",
@@ -44,15 +62,31 @@ const state = {
 const parts = {};
 function build() {
   const [tree] = DATA.trees;
-  const button = (name, key, label, act) => (parts[name] = el("button", { type: "button", id: name, title: `key ${key}`, click: act }, label, el("kbd", {}, key)));
-  const views = Object.keys(VIEWS).map((view, i) => button(view, `${i + 1}`, VIEWS[view][0], () => show({ view })));
-  parts.find = el("input", { id: "find", type: "search", placeholder: "search  /", "aria-label": "search", input: search });
+  const button = (name, key, label, act) =>
+    (parts[name] = el(
+      "button",
+      { type: "button", id: name, title: `key ${key}`, click: act },
+      label,
+      el("kbd", {}, key),
+    ));
+  const views = Object.keys(VIEWS).map((view, i) =>
+    button(view, `${i + 1}`, VIEWS[view][0], () => show({ view, token: firstToken() })),
+  );
+  parts.find = el("input", {
+    id: "find",
+    type: "search",
+    placeholder: "search  /",
+    "aria-label": "search",
+    input: search,
+  });
   parts.found = el("span", { id: "found", role: "status" });
   parts.hint = el("p", { id: "hint" });
   parts.score = el("span", { id: "score" });
   parts.tree = el("section", { id: "tree", role: "tree", "aria-label": "the tree" });
   parts.panel = el("section", { id: "panel", hidden: "", "aria-live": "polite" });
-  const accepted = tree.accepted.length ? ["accepted: ", tree.accepted.map((answer, i) => [i ? ", " : "", words(answer, "answer")])] : ["no accepted answer is known"];
+  const accepted = tree.accepted.length
+    ? ["accepted: ", tree.accepted.map((answer, i) => [i ? ", " : "", words(answer, "answer")])]
+    : ["no accepted answer is known"];
   const acts = [
     button("credits", "h", "", otherCredit),
     button("part", "m", "next part", () => show({ part: state.part + 1, token: 0 })),
@@ -62,8 +96,26 @@ function build() {
     button("keys", "?", "Keys", () => show({ help: !state.help, open: false })),
   ];
   PAGE.replaceChildren(
-    el("header", {}, el("h1", {}, words(tree.question)), el("p", { id: "facts" }, el("b", {}, accepted.flat(2)), el("span", { id: "savings" }, DATA.trees.length > 1 ? "" : savings(tree)), DATA.index ? el("a", { href: DATA.index }, "the run") : null)),
-    el("nav", {}, el("span", { class: "group" }, views), el("span", { class: "group" }, acts), el("span", { class: "group" }, parts.find, parts.found), parts.score),
+    el(
+      "header",
+      {},
+      el("h1", {}, words(tree.question)),
+      el(
+        "p",
+        { id: "facts" },
+        el("b", {}, accepted.flat(2)),
+        el("span", { id: "savings" }, DATA.trees.length > 1 ? "" : savings(tree)),
+        DATA.index ? el("a", { href: DATA.index }, "the run") : null,
+      ),
+    ),
+    el(
+      "nav",
+      {},
+      el("span", { class: "group" }, views),
+      el("span", { class: "group" }, acts),
+      el("span", { class: "group" }, parts.find, parts.found),
+      parts.score,
+    ),
     parts.hint,
     parts.tree,
     parts.panel,
@@ -80,7 +132,9 @@ function savings(tree) {
 }
 
 function legend() {
-  const kinds = Object.keys(OUTCOMES).filter((kind) => DATA.trees.some((tree) => tree.leaves.some((leaf) => outcome(leaf, tree.accepted) === kind)));
+  const kinds = Object.keys(OUTCOMES).filter((kind) =>
+    DATA.trees.some((tree) => tree.leaves.some((leaf) => outcome(leaf, tree.accepted) === kind)),
+  );
   const leaves = kinds.map((kind) => el("span", {}, mark(kind, 14), OUTCOMES[kind]));
   const verdicts = { forked: "forked", refused: "asked, no fork", spent: "would fork, budget spent" };
   return [leaves, Object.entries(verdicts).map(([kind, told]) => el("span", {}, diamond(kind), told))].flat();
@@ -95,7 +149,8 @@ function verdict(node) {
 
 function diamond(kind, size = 16) {
   const shape = svg("path", { d: "M8 1L15 8L8 15L1 8z" });
-  const sign = kind === "spent" ? svg("path", { d: "M4 12L12 4" }) : kind === "asked" ? svg("text", { x: 8, y: 12 }, "?") : null;
+  const sign =
+    kind === "spent" ? svg("path", { d: "M4 12L12 4" }) : kind === "asked" ? svg("text", { x: 8, y: 12 }, "?") : null;
   return svg("svg", { class: `diamond ${kind}`, viewBox: "0 0 16 16", width: size, height: size }, shape, sign);
 }
 
@@ -108,7 +163,7 @@ function show(changes = {}) {
 
 function select(node, changes = {}) {
   if (node) history.replaceState(null, "", `#${node.id}`);
-  show({ selected: node, help: false, part: 0, ...changes });
+  show({ selected: node, help: false, part: 0, token: 0, ...changes });
 }
 
 /** Whether a turn is on the page: what a verdict started that waits for the class is not, nor what came of what was
@@ -116,7 +171,9 @@ function select(node, changes = {}) {
 function there(node) {
   if (!state.hidden.size || !node.rank) return true;
   if (node.up) return !state.hidden.has(node.up.stopped === "probe" ? node.up.up : node.up);
-  return node.rank < node.tree.rule.num_initial || !decisions.some((other) => other.t === node.t && state.hidden.has(other));
+  return (
+    node.rank < node.tree.rule.num_initial || !decisions.some((other) => other.t === node.t && state.hidden.has(other))
+  );
 }
 
 const shown = (node) => there(node) && (!node.up || shown(node.up));
@@ -153,7 +210,8 @@ function otherCredit() {
   show({ view: "credit", credit: kinds[(kinds.indexOf(state.credit) + 1) % kinds.length] });
 }
 
-const matches = (node) => state.query && `${node.text}\n${node.readText}\n${node.leaf?.answer ?? ""}`.toLowerCase().includes(state.query);
+const matches = (node) =>
+  state.query && `${node.text}\n${node.readText}\n${node.leaf?.answer ?? ""}`.toLowerCase().includes(state.query);
 
 function search() {
   show({ query: parts.find.value.toLowerCase() });
@@ -195,7 +253,7 @@ document.addEventListener("keydown", (event) => {
     1: () => show({ view: "text" }),
     2: () => show({ view: "entropy" }),
     3: () => show({ view: "credit" }),
-    4: () => show({ view: "packed" }),
+    4: () => show({ view: "packed", token: firstToken() }),
     b: () => step(1),
     B: () => step(-1),
     p: hideOrShow,
@@ -295,9 +353,16 @@ function drawTree() {
 }
 
 function heads(plan) {
-  const turns = Array.from({ length: plan.columns }, (_, depth) => place(el("span", {}, `turn ${depth + 1}`), plan.x(depth), 0, plan.width, SIZES.head));
+  const turns = Array.from({ length: plan.columns }, (_, depth) =>
+    place(el("span", {}, `turn ${depth + 1}`), plan.x(depth), 0, plan.width, SIZES.head),
+  );
   const names = ["leaf", "answer", "reward", "advantage"].map((name) => el("span", {}, name));
-  return el("div", { class: "heads" }, turns, place(el("div", { class: "leaf names" }, names), plan.x(plan.columns), 0, SIZES.leaf, SIZES.head));
+  return el(
+    "div",
+    { class: "heads" },
+    turns,
+    place(el("div", { class: "leaf names" }, names), plan.x(plan.columns), 0, SIZES.leaf, SIZES.head),
+  );
 }
 
 /** The prompt, which all leaves share, and over several trees the title of each. */
@@ -307,9 +372,21 @@ function drawRoot(tree, plan, top) {
   if (several) {
     const { marks, told } = tally(tree);
     const reward = `mean reward ${signed(mean(tree.leaves.map((leaf) => leaf.reward)))}`;
-    drawn.push(place(el("h2", { class: "band" }, `${tree.title}: ${told}, ${reward} `, state.hidden.size ? [] : marks), 0, plan.y(top.row, top.bands), plan.x(plan.columns) + SIZES.leaf, SIZES.band));
+    drawn.push(
+      place(
+        el("h2", { class: "band" }, `${tree.title}: ${told}, ${reward} `, state.hidden.size ? [] : marks),
+        0,
+        plan.y(top.row, top.bands),
+        plan.x(plan.columns) + SIZES.leaf,
+        SIZES.band,
+      ),
+    );
   }
-  const prompt = el("div", { class: "prompt", title: tree.prompt.join("") }, el("span", {}, `prompt, ${counted(tree.prompt.length, "token")}`));
+  const prompt = el(
+    "div",
+    { class: "prompt", title: tree.prompt.join("") },
+    el("span", {}, `prompt, ${counted(tree.prompt.length, "token")}`),
+  );
   drawn.push(place(prompt, 2, plan.y(top.row, top.bands + several) + 1, SIZES.prompt - 8, top.rows * plan.height - 3));
   return drawn;
 }
@@ -320,11 +397,24 @@ function drawNode(node, plan, links) {
   const [width, height] = [plan.width - gutter, node.rows * plan.height - Math.min(4, plan.height / 6)];
   const middle = (other) => plan.y(other.row, other.bands) + (other.rows * plan.height - 4) / 2;
   const kids = node.children.filter(there);
-  const box = el("div", { class: `turn ${classes(node)}`, id: `n${node.id}`, role: "treeitem", "aria-level": node.depth + 1, "aria-selected": node === state.selected, click: () => select(node, { open: node === state.selected ? !state.open : state.open }) });
+  const box = el("div", {
+    class: `turn ${classes(node)}`,
+    id: `n${node.id}`,
+    role: "treeitem",
+    "aria-level": node.depth + 1,
+    "aria-selected": node === state.selected,
+    click: () => select(node, { open: node === state.selected ? !state.open : state.open }),
+  });
   const drawn = [place(box, left, top, width, height)];
   FILL[state.view](node, box, width, height);
   const end = left + width;
-  for (const kid of kids) links.append(svg("path", { class: kid.rank ? "fork" : "on", d: `M${end} ${middle(node)}H${end + 10}C${end + 36} ${middle(node)} ${end + 26} ${middle(kid)} ${plan.x(kid.depth)} ${middle(kid)}` }));
+  for (const kid of kids)
+    links.append(
+      svg("path", {
+        class: kid.rank ? "fork" : "on",
+        d: `M${end} ${middle(node)}H${end + 10}C${end + 36} ${middle(node)} ${end + 26} ${middle(kid)} ${plan.x(kid.depth)} ${middle(kid)}`,
+      }),
+    );
   if (node.decision) drawn.push(place(badge(node, node.rows * plan.height), end + 1, top, SIZES.gutter - 2, height));
   if (node.leaf && !kids.length) {
     links.append(svg("path", { class: "out", d: `M${end} ${middle(node)}H${plan.x(plan.columns)}` }));
@@ -334,7 +424,11 @@ function drawNode(node, plan, links) {
 }
 
 function classes(node) {
-  const found = [node.rank && node.up ? "forked" : "", node.stopped, state.query ? (matches(node) ? "hit" : "miss") : ""];
+  const found = [
+    node.rank && node.up ? "forked" : "",
+    node.stopped,
+    state.query ? (matches(node) ? "hit" : "miss") : "",
+  ];
   return found.filter(Boolean).join(" ");
 }
 
@@ -345,23 +439,48 @@ function badge(node, height) {
   const above = height < 18 ? null : el("span", { class: "above" }, kind === "asked" ? "ΔH ?" : signed(delta, 3));
   const under = height < 48 ? null : el("span", { class: "under" }, told);
   const title = kind === "asked" ? "hidden" : `ΔH ${signed(delta, 4)}: ${told}`;
-  return el("div", { class: `badge ${kind}${height < 48 ? " low" : ""}`, title, click: () => select(node, { open: true }) }, above, diamond(kind, Math.max(8, Math.min(16, height))), under);
+  return el(
+    "div",
+    { class: `badge ${kind}${height < 48 ? " low" : ""}`, title, click: () => select(node, { open: true }) },
+    above,
+    diamond(kind, Math.max(8, Math.min(16, height))),
+    under,
+  );
 }
 
 function drawLeaf(node, height) {
   const { leaf, tree } = node;
   const kind = outcome(leaf, tree.accepted);
   const low = height < 13;
-  const texts = [state.hidden.size ? "" : `${leaf.m}`, signed(leaf.reward), signed(leaf.advantage)].map((text) => el("span", {}, low ? "" : text));
-  const answer = words(low ? "" : (leaf.answer ?? { length: "out of tokens", calls: "out of calls" }[leaf.end] ?? "wrong format"));
+  const texts = [state.hidden.size ? "" : `${leaf.m}`, signed(leaf.reward), signed(leaf.advantage)].map((text) =>
+    el("span", {}, low ? "" : text),
+  );
+  const answer = words(
+    low ? "" : (leaf.answer ?? { length: "out of tokens", calls: "out of calls" }[leaf.end] ?? "wrong format"),
+  );
   const shape = mark(kind, Math.max(7, Math.min(18, height - 4)));
-  return el("div", { class: "leaf", "data-outcome": kind, click: () => select(node) }, texts[0], shape, answer, texts[1], texts[2], bar(leaf.advantage, tree, Math.min(8, height - 1)));
+  return el(
+    "div",
+    { class: "leaf", "data-outcome": kind, click: () => select(node) },
+    texts[0],
+    shape,
+    answer,
+    texts[1],
+    texts[2],
+    bar(leaf.advantage, tree, Math.min(8, height - 1)),
+  );
 }
 
 /** A bar from the middle: to the right and solid above 0, to the left and open below it. */
 function bar(value, tree, height) {
   const width = (19 * Math.abs(value)) / largest(tree);
-  const shape = svg("rect", { class: value < 0 ? "less" : "more", x: value < 0 ? 20 - width : 20, y: 1, width, height });
+  const shape = svg("rect", {
+    class: value < 0 ? "less" : "more",
+    x: value < 0 ? 20 - width : 20,
+    y: 1,
+    width,
+    height,
+  });
   return svg("svg", { class: "bar", width: 40, height: height + 2 }, svg("path", { d: `M20 0V${height + 2}` }), shape);
 }
 

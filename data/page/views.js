@@ -25,7 +25,10 @@ function fillText(node, box, width, height) {
 
 // ---------------------------------------------------------------- entropy
 
-const tallest = Math.max(0.1, ...nodes.map((node) => node.entropies.reduce((most, value) => Math.max(most, value ?? 0), 0)));
+const tallest = Math.max(
+  0.1,
+  ...nodes.map((node) => node.entropies.reduce((most, value) => Math.max(most, value ?? 0), 0)),
+);
 
 /** Tokens on a ground that tells their entropy; those that the rule measures are underlined. */
 function tinted(node, limit) {
@@ -49,12 +52,33 @@ function bars(node, width, height) {
   const k = node.tree.rule.entropy_tokens;
   const wide = Math.min(24, width / node.entropies.length);
   const y = (value) => height - 1 - Math.sqrt(value / tallest) * (height - 2); // or a sure policy's would not be seen
-  const path = (from, to) => node.entropies.slice(from, to).map((value, i) => `M${((from + i) * wide).toFixed(1)} ${height}V${y(value ?? 0).toFixed(1)}h${(wide * 0.8).toFixed(1)}V${height}z`).join("");
+  const path = (from, to) =>
+    node.entropies
+      .slice(from, to)
+      .map(
+        (value, i) =>
+          `M${((from + i) * wide).toFixed(1)} ${height}V${y(value ?? 0).toFixed(1)}h${(wide * 0.8).toFixed(1)}V${height}z`,
+      )
+      .join("");
   const line = (value, end, kind) => svg("path", { class: kind, d: `M0 ${y(value)}H${end}` });
-  const chart = [svg("path", { class: "first", d: path(0, k) }), svg("path", { class: "later", d: path(k) }), line(node.initial, width, "initial")];
+  const chart = [
+    svg("path", { class: "first", d: path(0, k) }),
+    svg("path", { class: "later", d: path(k) }),
+    line(node.initial, width, "initial"),
+  ];
   if (node.up) chart.push(line(node.measured, Math.min(k, node.entropies.length) * wide, "measured"));
-  if (height > 30) chart.push(svg("text", { x: width - 2, y: 13 }, `${node.up ? "H" : "H_initial"} ${plain(node.measured)}`));
-  return svg("svg", { class: "bars", width, height }, svg("title", {}, `H ${plain(node.measured, 3)} over the first ${k} tokens; the path began with ${plain(node.initial, 3)}`), chart);
+  if (height > 30)
+    chart.push(svg("text", { x: width - 2, y: 13 }, `${node.up ? "H" : "H_initial"} ${plain(node.measured)}`));
+  return svg(
+    "svg",
+    { class: "bars", width, height },
+    svg(
+      "title",
+      {},
+      `H ${plain(node.measured, 3)} over the first ${k} tokens; the path began with ${plain(node.initial, 3)}`,
+    ),
+    chart,
+  );
 }
 
 // ---------------------------------------------------------------- credit
@@ -67,9 +91,12 @@ function creditHint() {
   return `${told[state.credit] ?? `The run's own attribution, ${state.credit}.`} Blue and + make it likelier, orange and − less likely.`;
 }
 
+const isAbove = (node, other) => other === node || (other.up !== null && isAbove(node, other.up));
+
 /** One stripe for each leaf below the turn; neighbours of one value are one stripe. */
 function fillCredit(node, box, width, height) {
-  const values = node.tree.credit[state.credit][node.n];
+  const below = nodes.filter((other) => other.leaf && other.t === node.t && isAbove(node, other));
+  const values = node.tree.credit[state.credit][node.n].filter((_, i) => shown(below[i]));
   const most = Math.max(1e-9, ...node.tree.credit[state.credit].flat().map(Math.abs));
   const runs = [];
   for (const value of values) {
@@ -78,7 +105,11 @@ function fillCredit(node, box, width, height) {
   }
   for (const { value, count } of runs) {
     const tall = (height * count) / values.length;
-    const stripe = el("div", { class: value < 0 ? "stripe less" : value > 0 ? "stripe more" : "stripe", title: signed(value, 3) }, tall < 13 ? "" : signed(value));
+    const stripe = el(
+      "div",
+      { class: value < 0 ? "stripe less" : value > 0 ? "stripe more" : "stripe", title: signed(value, 3) },
+      tall < 13 ? "" : signed(value),
+    );
     stripe.style.flexGrow = count;
     stripe.style.setProperty("--share", `${Math.round((80 * Math.abs(value)) / most)}%`);
     box.append(stripe);
@@ -91,12 +122,29 @@ function drawPanel() {
   const node = state.selected;
   parts.panel.hidden = !(state.help || (state.open && node)) || (state.view === "packed" && !state.help);
   if (parts.panel.hidden) return;
-  const close = el("button", { type: "button", class: "close", title: "key Escape", click: () => show({ open: false, help: false }) }, "close");
+  const close = el(
+    "button",
+    { type: "button", class: "close", title: "key Escape", click: () => show({ open: false, help: false }) },
+    "close",
+  );
   parts.panel.replaceChildren(close, ...(state.help ? help() : turn(node)));
 }
 
 function help() {
-  return [el("dl", { class: "keys" }, Object.entries(KEYS).flatMap(([keys, told]) => [el("dt", {}, keys.split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, told)]))];
+  return [
+    el(
+      "dl",
+      { class: "keys" },
+      Object.entries(KEYS).flatMap(([keys, told]) => [
+        el(
+          "dt",
+          {},
+          keys.split(" ").map((key) => el("kbd", {}, key)),
+        ),
+        el("dd", {}, told),
+      ]),
+    ),
+  ];
 }
 
 /** All of a turn: what was written, what was read, and what the branch rule saw. */
@@ -104,12 +152,30 @@ function turn(node) {
   const where = `Turn ${node.depth + 1}, ${state.hidden.size ? "leaves hidden" : leavesOf(node)}`;
   const how = node.rank && node.up ? ", forked off" : "";
   const head = `${where}${how}: ${counted(node.tokens.length, "token")}, H ${plain(node.measured, 3)} nats over the first ${Math.min(node.tokens.length, node.tree.rule.entropy_tokens)}`;
-  const found = [el("h3", {}, head), node.decision ? decisionText(node) : null, long("wrote tokens", tinted(node, Infinity), node.text)];
+  const found = [
+    el("h3", {}, head),
+    node.decision ? decisionText(node) : null,
+    long("wrote tokens", tinted(node, Infinity), node.text),
+  ];
   if (node.result) {
     const seconds = node.result.seconds === null ? "" : ` in ${node.result.seconds.toFixed(2)} s`;
-    found.push(el("h3", {}, `Result of ${node.call ?? "a malformed call"}: ${node.result.outcome}${seconds}, read as ${counted(node.read.length, "token")}`));
+    found.push(
+      el(
+        "h3",
+        {},
+        `Result of ${node.call ?? "a malformed call"}: ${node.result.outcome}${seconds}, read as ${counted(node.read.length, "token")}`,
+      ),
+    );
     found.push(long("read", withTags(node.readText, node.tree.tags), node.readText));
-    if (node.result.whole) found.push(el("details", {}, el("summary", {}, `the whole result, ${counted(node.result.length, "character")}`), el("bdi", { class: "read", dir: "auto" }, node.result.whole)));
+    if (node.result.whole)
+      found.push(
+        el(
+          "details",
+          {},
+          el("summary", {}, `the whole result, ${counted(node.result.length, "character")}`),
+          el("bdi", { class: "read", dir: "auto" }, node.result.whole),
+        ),
+      );
   }
   return found.filter(Boolean);
 }
@@ -119,7 +185,16 @@ function long(kind, content, text) {
   const body = el("bdi", { class: kind, dir: "auto" }, content);
   const lines = text.split("\n").length;
   if (text.length < 1200 && lines < 12) return body;
-  return el("details", { class: "long" }, el("summary", {}, `${text.slice(0, 80).replaceAll("\n", " ")}… (${counted(lines, "line")}, ${counted(text.length, "character")})`), body);
+  return el(
+    "details",
+    { class: "long" },
+    el(
+      "summary",
+      {},
+      `${text.slice(0, 80).replaceAll("\n", " ")}… (${counted(lines, "line")}, ${counted(text.length, "character")})`,
+    ),
+    body,
+  );
 }
 
 /** What the rule saw; while it is hidden, the class's hands. */
@@ -127,16 +202,38 @@ function decisionText(node) {
   if (state.hidden.has(node)) {
     const hands = state.votes.get(node) ?? { fork: 0, not: 0 };
     const button = (id, told, act) => el("button", { type: "button", id, click: act }, told);
-    return el("p", { class: "decision asked" }, diamond("asked"), "The policy read this result, and its next turn shows how it went on. Was it less certain than at its beginning? Does the rule fork? ", el("br"), button("yes", `fork (y): ${hands.fork}`, () => vote("fork")), button("no", `no fork (n): ${hands.not}`, () => vote("not")), button("reveal", "reveal (r)", reveal));
+    return el(
+      "p",
+      { class: "decision asked" },
+      diamond("asked"),
+      "The policy read this result, and its next turn shows how it went on. Was it less certain than at its beginning? Does the rule fork? ",
+      el("br"),
+      button("yes", `fork (y): ${hands.fork}`, () => vote("fork")),
+      button("no", `no fork (n): ${hands.not}`, () => vote("not")),
+      button("reveal", "reveal (r)", reveal),
+    );
   }
   const { entropy, initial_entropy, delta, prob, bar, new_paths, wave, by_lot } = node.decision;
   const { score, base_prob, entropy_weight, norm, entropy_tokens, entropy_timing } = node.tree.rule;
-  const after = entropy_timing === "after" ? `the next turn's first ${entropy_tokens} tokens` : `this turn's first ${entropy_tokens} tokens`;
+  const after =
+    entropy_timing === "after"
+      ? `the next turn's first ${entropy_tokens} tokens`
+      : `this turn's first ${entropy_tokens} tokens`;
   const how = score === "entropy" ? `(H_t − H_initial) / ${norm}` : `dealt out anew (${score})`;
   const saw = `Wave ${wave}. H_t ${plain(entropy, 3)} (${after}), H_initial ${plain(initial_entropy, 3)} nats; ΔH = ${how} = ${signed(delta, 4)}; P = ${base_prob} + ${entropy_weight} ΔH = ${plain(prob, 4)} ${prob > (bar ?? -Infinity) ? ">" : "≤"} ${bar === null ? "no bar" : plain(bar, 4)}: `;
-  const came = { forked: counted(new_paths, "new path"), refused: "no fork", spent: "no fork, for no budget is left" }[verdict(node)];
+  const came = { forked: counted(new_paths, "new path"), refused: "no fork", spent: "no fork, for no budget is left" }[
+    verdict(node)
+  ];
   const lot = score === "entropy" && by_lot !== new_paths ? ` By lot it would have been ${by_lot}.` : "";
-  return el("p", { class: `decision ${verdict(node)}` }, diamond(verdict(node)), saw, el("b", {}, `${came}.`), lot, judged(node));
+  return el(
+    "p",
+    { class: `decision ${verdict(node)}` },
+    diamond(verdict(node)),
+    saw,
+    el("b", {}, `${came}.`),
+    lot,
+    judged(node),
+  );
 }
 
 /** Whether the class was right about a turn: null where it has not voted, or is of two minds. */
@@ -149,7 +246,9 @@ function wasRight(node) {
 function judged(node) {
   const hands = state.votes.get(node);
   const right = wasRight(node);
-  return hands ? ` The class: ${hands.fork} for, ${hands.not} against${right === null ? "" : right ? ", right" : ", wrong"}.` : "";
+  return hands
+    ? ` The class: ${hands.fork} for, ${hands.not} against${right === null ? "" : right ? ", right" : ", wrong"}.`
+    : "";
 }
 
 function score() {
@@ -170,7 +269,13 @@ function packedSegments() {
   return segments.map((segment) => {
     const node = own[segment.node] ?? null;
     const sees = segment.sees.map((s) => [segments[s].start, segments[s].start + segments[s].length]);
-    return { ...segment, sees, owner: node, name: node ? `turn ${node.depth + 1}, ${leavesOf(node)}` : "prompt", tokens: node ? [...node.tokens, ...node.read] : tree.prompt };
+    return {
+      ...segment,
+      sees,
+      owner: node,
+      name: node ? `turn ${node.depth + 1}, ${leavesOf(node)}` : "prompt",
+      tokens: node ? [...node.tokens, ...node.read] : tree.prompt,
+    };
   });
 }
 
@@ -180,22 +285,37 @@ function leavesOf(node) {
   return first === last ? `leaf ${first}` : `leaves ${first}–${last}`;
 }
 
+/** Where the selected turn begins in the sequence, if this part has it. */
+const firstToken = () => packedSegments().find((segment) => segment.owner === state.selected)?.start ?? 0;
+
 const owning = (segments, token) => segments.findLast((segment) => segment.start <= token);
 
 /** Whether a token sees another: what its segment sees, up to itself. */
-const sees = (segment, token, other) => other <= token && segment.sees.some(([begin, end]) => begin <= other && other < end);
+const sees = (segment, token, other) =>
+  other <= token && segment.sees.some(([begin, end]) => begin <= other && other < end);
 
 function walkPacked(way) {
   const segments = packedSegments();
   const at = segments.indexOf(owning(segments, state.token));
   const last = segments.at(-1).start + segments.at(-1).length - 1;
-  const to = { left: state.token - 1, right: state.token + 1, up: segments[Math.max(0, at - 1)].start, down: segments[at + 1]?.start ?? last };
+  const to = {
+    left: state.token - 1,
+    right: state.token + 1,
+    up: segments[Math.max(0, at - 1)].start,
+    down: segments[at + 1]?.start ?? last,
+  };
   show({ token: Math.max(0, Math.min(last, to[way])) });
 }
 
 const SHADES = { sampled: "turn with its result", given: "prompt", chosen: "the chosen token" };
 
 function drawPacked() {
+  if (state.hidden.size) {
+    parts.tree.replaceChildren(
+      el("p", { id: "waits" }, "The sequence tells where the tree forked: show the verdicts first (p)."),
+    );
+    return;
+  }
   const segments = packedSegments();
   const total = segments.at(-1).start + segments.at(-1).length;
   const side = Math.max(160, Math.min(parts.tree.clientHeight - 60, parts.tree.clientWidth / 2));
@@ -212,19 +332,30 @@ function drawPacked() {
   const swatches = Object.entries(SHADES).map(([kind, label]) => el("span", { class: `swatch ${kind}` }, `■ ${label}`));
   const axes = `${counted(total, "token")}: a row for each, and in it what it sees`;
   parts.tree.className = "packed";
-  parts.tree.replaceChildren(el("div", { class: "sequence" }, told, table), el("figure", {}, canvas, el("figcaption", {}, axes, el("br"), swatches)));
+  parts.tree.replaceChildren(
+    el("div", { class: "sequence" }, told, table),
+    el("figure", {}, canvas, el("figcaption", {}, axes, el("br"), swatches)),
+  );
   update();
 }
 
 function segmentRow(segment, update) {
   const span = `${segment.start}–${segment.start + segment.length - 1}`;
   const positions = `${segment.position}–${segment.position + segment.length - 1}`;
-  const tokens = segment.tokens.slice(0, 240).map((token, i) => el("span", { class: i < segment.sampled ? "own" : "", "data-token": segment.start + i }, token));
+  const tokens = segment.tokens
+    .slice(0, 240)
+    .map((token, i) => el("span", { class: i < segment.sampled ? "own" : "", "data-token": segment.start + i }, token));
   const hover = (event) => {
     state.token = Number(event.target.dataset.token ?? segment.start);
     update();
   };
-  return el("div", { class: "segment", mouseover: hover, click: hover }, el("b", {}, segment.name), el("small", {}, `tokens ${span}, positions ${positions}`), el("bdi", { dir: "auto" }, tokens));
+  return el(
+    "div",
+    { class: "segment", mouseover: hover, click: hover },
+    el("b", {}, segment.name),
+    el("small", {}, `tokens ${span}, positions ${positions}`),
+    el("bdi", { dir: "auto" }, tokens),
+  );
 }
 
 /** Shows which segments and tokens the chosen token sees, and from which one it is predicted. */
@@ -237,11 +368,19 @@ function lightUp(segments, table, told, paint) {
   const within = state.token - own.start;
   const before = within ? state.token - 1 : own.before;
   const count = own.sees.reduce((sum, [begin, end]) => sum + Math.max(0, Math.min(end, state.token + 1) - begin), 0);
-  const role = within < own.sampled ? `sampled, so it is trained: predicted from token ${before} ${text(before)}` : "read, so it is not trained";
-  told.replaceChildren(el("b", {}, `token ${state.token} `), words(text(state.token)), ` of ${own.name}, position ${own.position + within}; sees ${counted(count, "token")}; ${role}`);
+  const role =
+    within < own.sampled
+      ? `sampled, so it is trained: predicted from token ${before} ${text(before)}`
+      : "read, so it is not trained";
+  told.replaceChildren(
+    el("b", {}, `token ${state.token} `),
+    words(text(state.token)),
+    ` of ${own.name}, position ${own.position + within}; sees ${counted(count, "token")}; ${role}`,
+  );
   segments.forEach((segment, s) => {
     const row = table.children[s];
-    row.className = segment === own ? "segment self" : sees(own, state.token, segment.start) ? "segment seen" : "segment unseen";
+    row.className =
+      segment === own ? "segment self" : sees(own, state.token, segment.start) ? "segment seen" : "segment unseen";
     for (const token of row.lastChild.children) {
       const number = Number(token.dataset.token);
       const kind = number === state.token ? "now" : sees(own, state.token, number) ? "" : "unseen";
@@ -260,14 +399,28 @@ function paintMask(canvas, segments, total) {
   for (const segment of segments) {
     pen.fillStyle = colour(segment.owner ? "sampled" : "given");
     const [top, end] = [segment.start * scale, (segment.start + segment.length) * scale];
-    for (const [begin, stop] of segment.sees) if (Math.min(stop, segment.start) > begin) pen.fillRect(begin * scale, top, (Math.min(stop, segment.start) - begin) * scale, end - top);
+    for (const [begin, stop] of segment.sees)
+      if (Math.min(stop, segment.start) > begin)
+        pen.fillRect(begin * scale, top, (Math.min(stop, segment.start) - begin) * scale, end - top);
     pen.beginPath();
-    for (const point of [[top, top], [top, end], [end, end]]) pen.lineTo(...point);
+    for (const point of [
+      [top, top],
+      [top, end],
+      [end, end],
+    ])
+      pen.lineTo(...point);
     pen.fill();
   }
   pen.fillStyle = colour("chosen");
   const row = owning(segments, state.token);
-  for (const [begin, stop] of row.sees) if (begin <= state.token) pen.fillRect(begin * scale, state.token * scale, (Math.min(stop, state.token + 1) - begin) * scale, Math.max(3, scale));
+  for (const [begin, stop] of row.sees)
+    if (begin <= state.token)
+      pen.fillRect(
+        begin * scale,
+        state.token * scale,
+        (Math.min(stop, state.token + 1) - begin) * scale,
+        Math.max(3, scale),
+      );
 }
 
 // ---------------------------------------------------------------- the beginning
