@@ -296,6 +296,10 @@ def read_flags(argv: list[str]) -> EvalConfig:
         check_place(config.html)
     if config.merge and config.ask is not None:
         raise ValueError("--merge: expected alone, since it answers nothing, found --ask")
+    if "compare" in given(EvalConfig, argv) and not config.compare:
+        raise ValueError("--compare: expected folders with results, found none")
+    if config.temperature == 0 and "samples" in given(EvalConfig, argv):
+        raise ValueError("--samples: expected a --temperature above 0 to sample at, found 0")
     if config.table and not config.compare:
         raise ValueError("--table: expected beside --compare, whose results it shows, found alone")
     if wrong := [k for k in config.pass_k if not 1 <= k <= config.samples and not config.compare]:
@@ -311,6 +315,7 @@ def benchmark(config: EvalConfig) -> None:
     settings = answering_settings(config)
     named = name if config.agent == "policy" else f"{name}-{config.agent}"
     folder = Path(config.output_dir or runs.evaluation_folder(named, config.data, settings))
+    runs.refuse_a_run(folder)
     with Kept(folder, settings, config.trajectories) as kept:
         before = bool(kept.done)
         rows = (policy_rows if config.agent == "policy" else agent_rows)(config, task, lent, kept)

@@ -412,8 +412,12 @@ def main() -> None:
             case ["index", corpus] if not corpus.startswith("-"):
                 print(index_corpus(corpus))
             case ["import", answers, file, *kind] if len(kind) < 2:
-                found = read_answers(answers)  # before a cache is made
-                print(Cache(file).load(*kind or ["search serper 3"], found), "new answers")
+                found, kind = read_answers(answers), (*kind, "search serper 3")[0]  # before a cache is made
+                if not re.fullmatch(r"search (serper|brave) [1-9]\d*|page|read .+", kind):
+                    raise ValueError(f'expected a kind such as "search serper 3" or "page", found {kind!r}')
+                if file in ("", ":memory:"):
+                    raise ValueError(f"expected a file where answers can be kept, found {file!r}")
+                print(Cache(file).load(kind, found), "new answers")
             case ["-h" | "--help"]:
                 print(USAGE)
             case words:
@@ -426,7 +430,7 @@ def read_answers(file: str) -> dict[str, str]:
         raise ValueError(f"{file}: expected a file, found {'a folder' if Path(file).is_dir() else 'no such file'}")
     try:
         found = json.loads(Path(file).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected an object of queries and texts as JSON, found {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected an object of queries and texts, found {type(found).__name__}")

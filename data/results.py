@@ -98,20 +98,23 @@ class Kept:
         self.done: dict[tuple[str, str], Result] = {}  # by row and question
 
     def __enter__(self) -> "Kept":
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         data = self.file.read_bytes() if self.file.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        self._take_in(data[:whole].splitlines())
-        self.opened = self.file.open("a", encoding="utf-8")
-        self.opened.truncate(whole)
-        if not whole:
-            self._write({"settings": self.settings})
+        self.whole = data.rfind(b"\n") + 1
+        self._take_in(data[: self.whole].splitlines())
+        self.opened = None
         return self
 
     def __exit__(self, *_) -> None:
-        self.opened.close()
+        if self.opened:
+            self.opened.close()
 
     def add(self, row: str, result: Result) -> None:
+        if self.opened is None:  # not earlier: a start that fails leaves nothing behind
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.opened = self.file.open("a", encoding="utf-8")
+            self.opened.truncate(self.whole)
+            if not self.whole:
+                self._write({"settings": self.settings})
         self.done[row, result.id] = result
         self._write({"row": row} | as_record(result, self.with_turns))
 

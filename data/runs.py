@@ -282,6 +282,14 @@ def refuse_to_lose(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{expected} run's folder or an empty one, found {found}")
 
 
+def refuse_a_run(folder: Path) -> None:
+    """Raises ValueError where an evaluation would write among the files of a run or of a model."""
+    no_file(folder, "--output_dir")
+    if found := next((name for name in ("run.json", *NO_RUNS) if (folder / name).exists()), None):
+        expected = "expected an evaluation's folder or a new one"
+        raise ValueError(f"--output_dir {folder}: {expected}, found one with {found}")
+
+
 @contextlib.contextmanager
 def folder_for(config: RunConfig) -> Iterator[None]:
     """Makes a run's folder; one in which nothing was written goes again, and so do its parents."""

@@ -158,6 +158,7 @@ MESSAGES = {
     r"Error parsing (--\w+): invalid literal for int.. with base 10: (.*)": r"\1: expected a whole number, found \2",
     r"Error parsing (--\w+): could not convert string to float: (.*)": r"\1: expected a number, found \2",
     r"invalid choice '(.*)' for argument '(--\w+)'. Expected one of \((.*)\)\.": r"\2: expected one of \3, found '\1'",
+    r"Error parsing (--\w+): Could not find valid parse for arguments: (.*)": r"\1: expected other values, found \2",
     r"Missing value for argument '(--\w+)'.*": r"\1: expected a value, found none",
     r"Unrecognized options:(?: (.*))?": r"expected flags and their values (--help lists them), found \1",
     r"Error parsing \w+: (.*)": r"\1",

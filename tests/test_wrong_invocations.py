@@ -54,6 +54,12 @@ eval --ask --samples 4
     --samples: expected without --ask, found --ask --samples 4
 eval --ask "What is it?" --split dev
     --split: expected without --ask, found --ask What is it? --split dev
+eval --compare
+    --compare: expected folders with results, found none
+eval --pass_k x
+    --pass_k: expected other values, found ['x']
+eval --temperature 0 --samples 3
+    --samples: expected a --temperature above 0 to sample at, found 0
 eval --ask --answer 4
     --answer: expected for a question without one, found
 eval --html tree.html
@@ -640,6 +646,12 @@ train --resume runs/torn_state
     expected a checkpoint in runs/torn_state/checkpoints, found none that can be read
 train --resume runs/lost_run
     --resume: expected a run's settings in runs/lost_run/run.json, found no such file
+eval --output_dir taken
+    --output_dir taken: expected a folder, found a file (taken)
+eval --output_dir runs/finished
+    --output_dir runs/finished: expected an evaluation's folder or a new one, found one with run.json
+eval --output_dir torn_weights --model model
+    --output_dir torn_weights: expected an evaluation's folder or a new one, found one with config.json
 eval --merge merged
     --merge: expected an adapter's folder (adapter_config.json) as --model, found tiny
 eval --merge merged --model model
@@ -704,6 +716,14 @@ tools import absent.json cache.db
     absent.json: expected a file, found no such file
 tools import torn.answers cache.db
     torn.answers: expected an object of queries and … , found Unterminated string starting at: line 1 column 2 (
+tools import deep.json cache.db
+    deep.json: expected an object of queries and texts as JSON, found maximum recursion depth exceeded
+tools import answers.json ""
+    expected a file where answers can be kept, found ''
+tools import answers.json :memory:
+    expected a file where answers can be kept, found ':memory:'
+tools import answers.json cache.db serper
+    expected a kind such as "search serper 3" or "page", found 'serper'
 tools import list.json cache.db
     list.json: expected an object of queries and texts, found list
 tools import nested.json cache.db
@@ -776,6 +796,7 @@ def fill(place):
         "list.json": json.dumps(["who is it"]),
         "nested.json": json.dumps({"who is it": {"a": 1}}),
         "torn.answers": '{"who',
+        "deep.json": '{"a":' * 100_000,
         "taken": "a file, and no folder",
         "fake.gguf": "no model",
         "model.safetensors": "no model",
@@ -834,8 +855,8 @@ def fill_models(place):
 
 
 def fill_runs(place):
-    names = "finished unfinished torn_state list_state half_state odd_size short_run deaf_run torn_run odd_run lost_run typed_run"
-    for name in names.split():
+    names = "finished unfinished torn_state list_state half_state short_run deaf_run torn_run lost_run typed_run"
+    for name in [*names.split(), "odd_size", "odd_run"]:
         folder = place / "runs" / name
         (folder / "checkpoints/step_000003").mkdir(parents=True)
         torch.save(dict.fromkeys(runs.STATE, 0) | {"metrics_bytes": 12}, folder / "checkpoints/step_000003/state.pt")
