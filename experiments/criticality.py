@@ -268,6 +268,9 @@ def summarise(places: Places, chosen: int) -> dict:
         "irrelevant entropy: its share at the other places": interval(
             lambda part: share_held(part["between"] <= DECIDES, part["entropy"])
         ),
+        "of which where nothing can be won or lost any more": interval(
+            lambda part: share_held((part["between"] <= DECIDES) & (part["total"] == 0), part["entropy"])
+        ),
         "between held by the best quarter of places": interval(between(lambda part: quarter(part["between"]))),
         "the same, chosen by one half of the samples, judged by the other": interval(
             lambda part: np.mean(

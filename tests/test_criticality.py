@@ -12,7 +12,7 @@ from data import Question
 from data.format import ToolResult, tagged
 from experiments import criticality
 from experiments.criticality import CriticalityConfig, best, in_waves, measure, spearman, summarise, variances
-from experiments.report import read_probes
+from experiments.report import read_probes, shown
 from rollout import Sample, grow_trees, uniform
 from tools import Task
 
@@ -137,3 +137,35 @@ def numbers(summary: dict, name: str = "") -> dict[str, float]:
         return {key: value for part in summary for key, value in numbers(summary[part], f"{name}/{part}").items()}
     value = summary[0] if isinstance(summary, list) else summary
     return {name: np.nan if value is None else value}
+
+
+def test_the_docs_say_what_was_measured():
+    """Guards: numbers of a model or a measurement that is no more."""
+    page = (ROOT / "docs" / "worlds.md").read_text(encoding="utf-8")
+    trails, world = (read_probes(ROOT / "experiments" / "criticality")[name]["summary"] for name in ("trails", "world"))
+    said = {
+        "the paper's rule reaches": trails["rule"]["ΔH > 0 in waves (threshold)"]["between held"],
+        "the highest ΔH of the whole tree": trails["rule"]["highest ΔH of all (best)"]["between held"],
+        "], a lot": trails["rule"]["lot"]["between held"],
+        "the first results": trails["rule"]["first results"]["between held"],
+        "the last ones": trails["rule"]["tail"]["between held"],
+        "a lot reaches": world["rule"]["lot"]["between held"],
+    }
+    assert [f"{words} {shown(value)}" for words, value in said.items() if f"{words} {shown(value)}" not in page] == []
+    views = read_probes(ROOT / "experiments" / "criticality")["trails-with-views"]["summary"]
+    said = {
+        "reaches": views["rule"]["highest ΔH of all (best)"]["between held"],
+        "the paper's rule": views["rule"]["ΔH > 0 in waves (threshold)"]["between held"],
+    }
+    assert [words for words, value in said.items() if f"{words} {shown(value)}" not in page] == []
+    assert f"{views['irrelevant entropy: its share at the other places'][0]:.0%}, and then" in page
+    decide = trails[f"places that decide (between > {criticality.DECIDES})"][0]
+    irrelevant, settled = (
+        trails[title][0]
+        for title in (
+            "irrelevant entropy: its share at the other places",
+            "of which where nothing can be won or lost any more",
+        )
+    )
+    assert f"{decide:.0%} of the start policy's results" in page and f"{irrelevant:.0%} of it stands" in page
+    assert settled > irrelevant / 2 and trails["between held by the best quarter of places"][0] > 0.995
