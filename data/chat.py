@@ -82,6 +82,9 @@ class LocalModel:
         self.max_rows = at_once.size if at_once.size < wanted else self.max_rows
         return [replies[i] for i in range(len(prompts))]
 
+    def stop(self) -> None:
+        """As for an endpoint; nothing is in line here."""
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids; only what the model wrote itself may hold tokens with a meaning of their own."""
         own = lambda text: self.tokenizer.encode(text, add_special_tokens=False)
@@ -198,7 +201,7 @@ class Endpoint:
 
     def __post_init__(self):
         self.counts: Counter = Counter()
-        self._lock, self._free_at = threading.Lock(), 0.0
+        self._lock, self._free_at, self._stopped = threading.Lock(), 0.0, threading.Event()
         self._spelling: dict[str, str] = {}  # of settings that the model knows by another name, or not at all
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.role)
 
@@ -218,6 +221,11 @@ class Endpoint:
         except Passing as trouble:
             if not trouble.busy:
                 raise OSError(f"{self}: {trouble}") from None
+
+    def stop(self) -> None:
+        """Nothing new is asked: else what waits in line would be paid for while the command ends."""
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def answer(self, prompt: Prompt) -> Reply:
         payload = self._payload(prompt)
@@ -269,6 +277,8 @@ class Endpoint:
         """A choice, and the tokens read and written. Raises WebError, and OSError where nothing will be answered."""
         to_pay = True
         for attempt in range(1, tries + 1):
+            if self._stopped.is_set():
+                raise WebError("nothing is asked any more.", fault=True)
             if to_pay:
                 self.cache.pay()
             try:
@@ -281,12 +291,12 @@ class Endpoint:
             until = time.monotonic() + max(wait, self.patience * 2 ** (attempt - 1))
             if wait:  # it told one, and meant all
                 self._free_at = max(self._free_at, until)
-            time.sleep(max(0.0, until - time.monotonic()))
+            self._stopped.wait(max(0.0, until - time.monotonic()))
         raise WebError(told, fault=True)
 
     def _exchange(self, payload: dict) -> tuple[dict, int, int]:
-        while (seconds := self._free_at - time.monotonic()) > 0:
-            time.sleep(seconds)
+        while (seconds := self._free_at - time.monotonic()) > 0 and not self._stopped.wait(seconds):
+            pass  # another thread may have been told to wait for longer
         key = os.environ.get(f"{self.role.upper()}_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         sent = {self._spelling.get(name, name): value for name, value in payload.items()}

@@ -132,6 +132,14 @@ class Drive:
     def run(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
         """Yields each attempt as it ends."""
         waiting = deque(attempts)
+        try:
+            yield from self._run(waiting)
+        except BaseException:  # Ctrl-C, too
+            for model in (self.crew.main, self.crew.second):
+                model.stop()
+            raise
+
+    def _run(self, waiting: deque[Attempt]) -> Iterator[Attempt]:
         while waiting or self.running:
             while waiting and len(self.running) < self.crew.room:
                 self.running[waiting[0]] = None

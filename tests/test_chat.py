@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -58,6 +59,20 @@ def test_how_texts_end(local):
     (reply,) = local([Prompt(" town" * (local.context - 10), max_tokens=500)])
     assert reply.read == len(near) and reply.wrote <= local.context - len(near)
     assert up_to_stop("a<b>c<d>", ("<d>", "<b>")) == "a<b>" and up_to_stop("abc", ()) == "abc"
+
+
+def test_the_same_weights_in_another_form(local, tokenizer):
+    """Guards: a reader that should be the model before training, and is the trained one."""
+
+    @contextmanager
+    def before():
+        yield other
+
+    other = random_model(tokenizer, seed=1)
+    other.generation_config.repetition_penalty = 5.0  # of its checkpoint: no setting that was asked for
+    base = LocalModel(local.model, tokenizer, around=before)
+    prompt = Prompt("the river", max_tokens=20)
+    assert base([prompt]) == LocalModel(random_model(tokenizer, seed=1), tokenizer)([prompt]) != local([prompt])
 
 
 def test_what_came_back_holds_no_special_tokens(local, tokenizer):
@@ -141,6 +156,18 @@ def test_what_fails_for_good(serve):
         Endpoint("http://127.0.0.1:9/v1", "m", seconds=2).check()
     long = endpoint(serve(lambda asked: (400, '{"error": "maximum context length exceeded"}')))
     assert long([Prompt("a")])[0].end == "error" and long.counts["tried_again"] == 0
+
+
+def test_once_it_is_stopped_nothing_is_asked(serve):
+    """Guards: Ctrl-C, after which all that waits in line is still asked for and paid."""
+    server = serve(lambda asked: (503, "{}"))
+    model = endpoint(server, threads=1, patience=30)
+    futures = [model.submit(Prompt(str(n))) for n in range(5)]
+    while not server.requests:
+        time.sleep(0.01)
+    model.stop()
+    assert futures[0].result(20).end == "error" and all(future.cancelled() for future in futures[1:])
+    assert len(server.requests) == 1
 
 
 def test_a_model_that_does_not_know_a_setting_is_asked_without_it(serve):
