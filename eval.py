@@ -345,10 +345,12 @@ def policy_rows(config: EvalConfig, task: Task, lent: Lent, kept: Kept) -> dict[
 
 def agent_rows(config: EvalConfig, task: Task, lent: Lent, kept: Kept) -> dict[str, Row]:
     """The row of an agent of `data/agents.py`, with what it leaves out."""
-    reader, tools, count = (config.reader, config.reader_model), task.tools.with_pages(), config.samples
+    reader, tools = (config.reader, config.reader_model), task.tools.with_pages()
+    count = config.samples if config.temperature else 1
     crew = make_crew(config, reader, opener(config, lent), tools, begin_call, tools.around.cache)
     backbone = config.model if config.endpoint else models.origin_of(config.model)[0]
-    name = f"{config.agent}, {Path(config.model).name}, " + (f"mean of {count}" if count > 1 else "sampled")
+    how = f"mean of {count}" if count > 1 else "sampled" if config.temperature else "greedy"
+    name = f"{config.agent}, {Path(config.model).name}, {how}"
     some = lambda questions: answer_with(config.agent, questions, count, crew, config, config.trajectories)
     results = answered(name, task.questions, some, kept, len(task.questions))
     print("\n".join(filter(None, [crew.report(), f"{config.agent} here is without: {left_out(config)}"])))

@@ -27,11 +27,12 @@ from typing import Annotated, Literal
 
 from data import Question
 from data.benchmarks import load_questions, world_in
+from data.chat import Endpoint
 from data.corpus import Corpus, index_corpus, no_page, terms
 from data.format import Tool, ToolCall, ToolResult, TrajectoryConfig, parse_call, parse_limits, printable, tagged
 from data.processes import summed
 from data.settings import Limits, Natural, Positive, Settings, one_line_errors
-from data.web import Cache, OutOfBudget, Reader, Web, WebError, WebSearch, ask_endpoint, normal_query, reading_sandbox
+from data.web import Cache, OutOfBudget, Reader, Web, WebError, WebSearch, normal_query, reading_sandbox
 from data.worlds import BuiltInWorld, is_world, world_of
 from sandbox import NO_WORKER, PythonSandbox
 
@@ -210,13 +211,9 @@ def make_reader(around: Surroundings) -> Reader | None:
         return None
     if config.reader == "base":
         return Reader("base", lambda prompt: around.lent.read(prompt), around.cache)
-    ask = lambda prompt: around.cache.pay() or ask_endpoint(config.reader, config.reader_model, prompt)
-    try:
-        if config.cache_mode != "offline":
-            ask("Say yes.")
-    except WebError as error:
-        raise OSError(f"--reader {config.reader} --reader_model {config.reader_model!r}: {error}") from None
-    return Reader(config.reader_model, ask, around.cache)
+    endpoint = Endpoint(config.reader, config.reader_model, around.cache, "reader")
+    endpoint.check()
+    return Reader(config.reader_model, endpoint.read, around.cache)
 
 
 # ---------------------------------------------------------------------------------- running them

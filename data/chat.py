@@ -82,6 +82,9 @@ class LocalModel:
         self.max_rows = at_once.size if at_once.size < wanted else self.max_rows
         return [replies[i] for i in range(len(prompts))]
 
+    def stop(self) -> None:
+        """As for an endpoint; nothing is in line here."""
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids; only what the model wrote itself may hold tokens with a meaning of their own."""
         own = lambda text: self.tokenizer.encode(text, add_special_tokens=False)
@@ -198,7 +201,7 @@ class Endpoint:
 
     def __post_init__(self):
         self.counts: Counter = Counter()
-        self._lock, self._free_at = threading.Lock(), 0.0
+        self._lock, self._free_at, self._stopped = threading.Lock(), 0.0, threading.Event()
         self._spelling: dict[str, str] = {}  # of settings that the model knows by another name, or not at all
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.role)
 
@@ -209,12 +212,20 @@ class Endpoint:
         return self._pool.submit(self.answer, prompt)
 
     def check(self) -> None:
-        """Asks once; OSError where there is nobody."""
-        if self.cache.mode != "offline":
-            try:
-                self._ask(self._payload(Prompt("Say yes.", max_tokens=16)), min(self.tries, 3))
-            except WebError as error:
-                raise OSError(f"--{self.role} {self.url}, model {self.model!r}: {error}") from None
+        """Asks once; OSError where there is nobody. Who is merely busy is there."""
+        if self.cache.mode == "offline":
+            return
+        self.cache.pay()
+        try:
+            self._exchange(self._payload(Prompt("Say yes.", max_tokens=16)))
+        except Passing as trouble:
+            if not trouble.busy:
+                raise OSError(f"{self}: {trouble}") from None
+
+    def stop(self) -> None:
+        """Nothing new is asked: else what waits in line would be paid for while the command ends."""
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def answer(self, prompt: Prompt) -> Reply:
         payload = self._payload(prompt)
@@ -228,6 +239,21 @@ class Endpoint:
         self._count(**({"cached": 1} if result.cached else {"answers": 1, "read": read, "wrote": wrote}))
         text, end = _said(choice, prompt.stops)
         return Reply(text, end, read, wrote)
+
+    def read(self, prompt: str, max_tokens: int = 400) -> str:
+        """What it says to a prompt, greedily. Raises WebError."""
+        try:
+            reply = self.answer(Prompt(prompt, max_tokens=max_tokens))
+        except OSError as error:
+            raise WebError(str(error), fault=True) from None
+        if reply.end == "error" or not reply.text.strip():
+            told = reply.text.removeprefix("Error: ") or "the endpoint's answer holds no message."
+            raise WebError(told, fault=True)
+        return reply.text.strip() + "…" * (reply.end == "length")
+
+    def __str__(self) -> str:
+        flag = "model" if self.role == "endpoint" else f"{self.role}_model"
+        return f"--{self.role} {self.url} --{flag} {self.model!r}"
 
     def report(self) -> str:
         listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in sorted(self.counts.items()))
@@ -251,24 +277,26 @@ class Endpoint:
         """A choice, and the tokens read and written. Raises WebError, and OSError where nothing will be answered."""
         to_pay = True
         for attempt in range(1, tries + 1):
+            if self._stopped.is_set():
+                raise WebError("nothing is asked any more.", fault=True)
             if to_pay:
                 self.cache.pay()
             try:
                 return self._exchange(payload)
             except Passing as trouble:
-                told, to_pay, wait = str(trouble), trouble.answered, trouble.wait
+                told, to_pay, wait = str(trouble), not trouble.busy, trouble.wait
             if attempt == tries or wait > LONGEST_WAIT:
                 break
             self._count(tried_again=1)
             until = time.monotonic() + max(wait, self.patience * 2 ** (attempt - 1))
             if wait:  # it told one, and meant all
                 self._free_at = max(self._free_at, until)
-            time.sleep(max(0.0, until - time.monotonic()))
+            self._stopped.wait(max(0.0, until - time.monotonic()))
         raise WebError(told, fault=True)
 
     def _exchange(self, payload: dict) -> tuple[dict, int, int]:
-        while (seconds := self._free_at - time.monotonic()) > 0:
-            time.sleep(seconds)
+        while (seconds := self._free_at - time.monotonic()) > 0 and not self._stopped.wait(seconds):
+            pass  # another thread may have been told to wait for longer
         key = os.environ.get(f"{self.role.upper()}_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         sent = {self._spelling.get(name, name): value for name, value in payload.items()}
@@ -281,15 +309,15 @@ class Endpoint:
         if status == 200:
             with suppress(ValueError, LookupError, TypeError, AttributeError):
                 return _choice(json.loads(answer))
-            raise Passing("the answer holds no message.", answered=True)
+            raise Passing("the endpoint's answer holds no message.")
         if status in (401, 402, 403, 404):
-            raise OSError(f"--{self.role} {self.url}, model {self.model!r}: expected an answer, found status {status}")
+            raise OSError(f"{self}: expected an answer, found status {status}")
         told = f"the server answered with status {status}."
         if status in (408, 409, 425, 429) or status >= 500:
-            raise Passing(told, seconds_to_wait(found["retry-after"]) if "retry-after" in found else 0.0)
+            raise Passing(told, True, seconds_to_wait(found["retry-after"]) if "retry-after" in found else 0.0)
         if not self._respells(sent, answer.decode("utf-8", "replace")):
             raise WebError(told, fault=True)  # not kept: a 400 may be about the key
-        raise Passing(told)
+        raise Passing(told, busy=True)
 
     def _respells(self, sent: dict, complaint: str) -> bool:
         """Whether settings that were sent, and that the model does not know, are left out or called otherwise now."""
@@ -306,11 +334,11 @@ class Endpoint:
 
 
 class Passing(Exception):
-    """A try that came to nothing; `wait`: seconds that the server asks for; `answered`: it did answer, if not well."""
+    """A try that came to nothing. `busy`: the server is there, and did no work; `wait`: what it says, in seconds."""
 
-    def __init__(self, told: str, wait: float = 0.0, answered: bool = False):
+    def __init__(self, told: str, busy: bool = False, wait: float = 0.0):
         super().__init__(told)
-        self.wait, self.answered = wait, answered
+        self.busy, self.wait = busy, wait
 
 
 def _choice(answer: dict) -> tuple[dict, int, int]:

@@ -63,6 +63,7 @@ class Attempt:
     worked: set[str] = field(default_factory=set)
     seconds: float = 0.0
     end: str = "end"  # how the last text ended
+    trouble: str = ""  # why a model did not answer
     turns: list[dict[str, str]] | None = None  # the trajectory, where it is kept: whole texts, and heads of pages
     score: Score | None = None
 
@@ -78,7 +79,8 @@ def answer_with(
     for done, attempt in enumerate(Drive(crew, config).run(a for group in groups.values() for a in group), 1):
         failed += attempt.end == "error"
         if failed > max(10, done // 2):
-            raise OSError(f"{failed} of the first {done} attempts came to nothing, since a model did not answer")
+            told = f"{failed} of the first {done} attempts came to nothing, since a model did not answer"
+            raise OSError(f"{told}: {attempt.trouble}")
         left[attempt.question.id] -= 1
         if not left[attempt.question.id]:
             yield Result.of(attempt.question, [other.score for other in groups[attempt.question.id]])
@@ -130,6 +132,14 @@ class Drive:
     def run(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
         """Yields each attempt as it ends."""
         waiting = deque(attempts)
+        try:
+            yield from self._run(waiting)
+        except BaseException:  # Ctrl-C, too
+            for model in (self.crew.main, self.crew.second):
+                model.stop()
+            raise
+
+    def _run(self, waiting: deque[Attempt]) -> Iterator[Attempt]:
         while waiting or self.running:
             while waiting and len(self.running) < self.crew.room:
                 self.running[waiting[0]] = None
@@ -219,6 +229,7 @@ class Drive:
         self._keep(attempt, request, answer)
         if isinstance(answer, Reply):
             if answer.end in ("error", "context"):
+                attempt.trouble = answer.text
                 return self._finish(attempt, None, answer.end)
             self._note(attempt, request, answer)
         elif answer:

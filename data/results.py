@@ -29,7 +29,7 @@ class Score:
     accuracy: float  # by the question's metric
     reward: float  # the bonus for several tools included
     tools: dict[str, int]  # calls by tool that were really executed: neither refused nor malformed
-    tokens: int  # after the prompt, results included
+    tokens: int  # after the prompt, results included, and those that an agent's second model wrote
     end: str  # why it stopped; "end" where it ended by itself
     seconds: float = 0.0  # of the wall; of attempts made together each has an equal share
     label: str = ""  # a judge's word on the answer, such as "correct"; "" where no judge was asked

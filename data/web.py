@@ -1,4 +1,4 @@
-"""The live web behind a cache: search services, pages, and models at an endpoint.
+"""The live web behind a cache: search services, pages, and models that read them.
 
 Each maps a text to a text: a query to hits, an address to the text of a page, a prompt to what a model says. All may
 be used from many threads. Addresses are written by the policy and by strangers, so only public ones are connected to,
@@ -474,15 +474,3 @@ class Reader:
         if result.fault:
             raise WebError(result.text.removeprefix("Error: "), result.outcome, fault=True)
         return result.text
-
-
-def ask_endpoint(url: str, model: str, prompt: str, seconds: float = 60.0) -> str:
-    """What a model behind an OpenAI-compatible endpoint says; raises WebError."""
-    key = os.environ.get("OPENAI_API_KEY", "none")  # servers of one's own mostly want none
-    payload = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 400}
-    answer = ask_service(f"{url.rstrip('/')}/chat/completions", {"Authorization": f"Bearer {key}"}, payload, seconds)
-    with suppress(LookupError, TypeError, AttributeError):
-        choice = answer["choices"][0]
-        if text := choice["message"]["content"].strip():
-            return text + "…" * (choice.get("finish_reason") == "length")
-    raise WebError("the endpoint's answer holds no message.", fault=True)

@@ -1,6 +1,8 @@
 """Texts of models: in memory, where a text does not depend on its batch, and from endpoints that misbehave."""
 
 import json
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -59,6 +61,20 @@ def test_how_texts_end(local):
     assert up_to_stop("a<b>c<d>", ("<d>", "<b>")) == "a<b>" and up_to_stop("abc", ()) == "abc"
 
 
+def test_the_same_weights_in_another_form(local, tokenizer):
+    """Guards: a reader that should be the model before training, and is the trained one."""
+
+    @contextmanager
+    def before():
+        yield other
+
+    other = random_model(tokenizer, seed=1)
+    other.generation_config.repetition_penalty = 5.0  # of its checkpoint: no setting that was asked for
+    base = LocalModel(local.model, tokenizer, around=before)
+    prompt = Prompt("the river", max_tokens=20)
+    assert base([prompt]) == LocalModel(random_model(tokenizer, seed=1), tokenizer)([prompt]) != local([prompt])
+
+
 def test_what_came_back_holds_no_special_tokens(local, tokenizer):
     """Guards: a page that ends the model's turn and begins another one."""
     end = tokenizer.convert_tokens_to_ids("<|end|>")
@@ -108,11 +124,19 @@ def test_nothing_is_lost_and_nothing_is_counted_twice(serve):
 
 def test_a_rate_limit_holds_all_threads_up(serve):
     """Guards: threads that go on asking while one of them was told to wait."""
-    server = serve(echo, ["limited"])
+    told = iter([(429, "{}", {"Retry-After": "1"})])
+
+    def script(asked):
+        if asked["messages"][0]["content"] == "b":  # it is answered once the other thread was told to wait
+            while not model._free_at:
+                time.sleep(0.01)
+            return "b"
+        return next(told, "fine") if asked["messages"][0]["content"] == "a" else "c"
+
+    server = serve(script)
     model = endpoint(server, threads=2)
-    assert [reply.text for reply in model([Prompt("a"), Prompt("b"), Prompt("c")])] == [f"you said {c}" for c in "abc"]
-    later = [moment - server.times[0] for moment in server.times[2:]]
-    assert len(server.times) == 4 and all(moment > 0.9 for moment in later)
+    assert [reply.text for reply in model([Prompt("a"), Prompt("b"), Prompt("c")])] == ["fine", "b", "c"]
+    assert len(server.times) == 4 and all(moment >= model._free_at for moment in server.times[2:])
     far = serve(lambda asked: (429, "{}", {"Retry-After": "4000"}))
     assert endpoint(far)([Prompt("a")])[0].end == "error" and len(far.requests) == 1
 
@@ -128,10 +152,22 @@ def test_what_fails_for_good(serve):
         with pytest.raises(OSError, match=f"expected an answer, found status {status}") as caught:
             refused([Prompt("a")])
         assert "secret" not in str(caught.value) and len(refused.counts) == 0
-    with pytest.raises(OSError, match="--endpoint http://127.0.0.1:9/v1, model 'm'"):
+    with pytest.raises(OSError, match="--endpoint http://127.0.0.1:9/v1 --model 'm': "):
         Endpoint("http://127.0.0.1:9/v1", "m", seconds=2).check()
     long = endpoint(serve(lambda asked: (400, '{"error": "maximum context length exceeded"}')))
     assert long([Prompt("a")])[0].end == "error" and long.counts["tried_again"] == 0
+
+
+def test_once_it_is_stopped_nothing_is_asked(serve):
+    """Guards: Ctrl-C, after which all that waits in line is still asked for and paid."""
+    server = serve(lambda asked: (503, "{}"))
+    model = endpoint(server, threads=1, patience=30)
+    futures = [model.submit(Prompt(str(n))) for n in range(5)]
+    while not server.requests:
+        time.sleep(0.01)
+    model.stop()
+    assert futures[0].result(20).end == "error" and all(future.cancelled() for future in futures[1:])
+    assert len(server.requests) == 1
 
 
 def test_a_model_that_does_not_know_a_setting_is_asked_without_it(serve):

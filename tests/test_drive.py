@@ -104,7 +104,7 @@ def test_an_evaluation_ends_where_most_attempts_fail():
     """Guards: a table of zeros, made of an endpoint that was not there."""
     many = [Question(f"f{n}", "What is the tax of town 0?", ("0",)) for n in range(40)]
     team = crew(lambda prompt: Reply("gone", "error"))
-    with pytest.raises(OSError, match="11 of the first 11 attempts came to nothing"):
+    with pytest.raises(OSError, match="11 of the first 11 attempts came to nothing, since a model did .*: gone"):
         list(answer_with("direct", many, 1, team, AgentConfig()))
 
 
@@ -231,6 +231,39 @@ def test_every_agent_answers_twenty_questions_of_the_world(agent, known, run, tm
     turns = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()[1:]]
     roles = [[turn["role"] for turn in row["attempts"][0]["turns"]] for row in turns]
     assert len(turns) == 20 and all("user" in row and row[-1] == "assistant" for row in roles)
+
+
+def test_an_own_corpus_and_a_judge_by_level(run, tmp_path):
+    """Questions with levels, searched for in a corpus of one's own, and judged at another endpoint."""
+    rows = [{"Question": f"How high is tower {n}?", "answer": f"{100 + n} m", "Level": 1 + n % 2} for n in range(6)]
+    corpus = [{"title": f"Tower {n}", "text": f"Tower {n} is {100 + n} metres high.", "id": f"{n}"} for n in range(6)]
+    for name, lines in (("gaia", rows), ("own", corpus)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def say(asked):
+        user = asked["messages"][-1]["content"]
+        found = re.search(r"Document 1: Tower (\d) .*\n.*Tower \1 is (\d+) metres", user)
+        return rf"\boxed{{{found[2]} metres}}" if found else "yes"
+
+    def judge(asked):
+        shown = asked["messages"][-1]["content"]
+        gold, said = (re.findall(rf"{part}[^\n]*\n(\d+)", shown) for part in ("accepted", "judge"))
+        return "CORRECT" if gold == said else "INCORRECT"
+
+    servers = ChatServer(say), ChatServer(judge)
+    flags = ["--data", str(tmp_path / "gaia.jsonl"), "--search", str(tmp_path / "own.jsonl"), "--top_k", "1"]
+    flags += ["--endpoint", servers[0].url, "--model", "m", "--judge", servers[1].url, "--judge_model", "j"]
+    code, shown = run("--agent", "rag", *flags, "--samples", "1", "--allow_unsafe_python")
+    for server in servers:
+        server.shutdown()
+    assert code == 0, shown.err
+    levels = [line.split() for line in shown.out.splitlines() if re.match(r" +level \d ", line)]
+    assert levels == [["level", level, "3", "100.0%", "0.0%", "0.0%"] for level in "12"]
+    assert "strict and judged agree on 0 of 6 answers (0.0%); right for the judge alone 6" in shown.out
+    assert "judge j: answers 6" in shown.out
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    labels = [a["label"] for row in kept.values() for result in row["results"] for a in result["attempts"]]
+    assert labels == ["correct"] * 6
 
 
 def test_an_agent_in_memory_goes_on_where_it_was_killed(run, tmp_path):

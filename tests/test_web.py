@@ -16,12 +16,12 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data import web as module
+from data.chat import Endpoint
 from data.format import ToolResult
 from data.web import (
     Cache,
@@ -30,7 +30,6 @@ from data.web import (
     Web,
     WebError,
     WebSearch,
-    ask_endpoint,
     ask_service,
     reading_sandbox,
     request,
@@ -593,10 +592,10 @@ def test_what_is_cut_of_a_page_or_an_answer_is_marked(serve, sandbox, monkeypatc
         choice = {"message": {"content": content}, "finish_reason": "length"}
         server.routes["/chat/completions"] = reply_json({"choices": [choice]})
         if told:
-            assert ask_endpoint(server.url(""), "small", "x") == told
+            assert Endpoint(server.url(""), "small").read("x") == told
         else:
             with pytest.raises(WebError, match="no message"):
-                ask_endpoint(server.url(""), "small", "x")
+                Endpoint(server.url(""), "small", tries=1).read("x")
 
 
 def test_a_reader_asks_once_for_a_page_and_words(serve):
@@ -605,7 +604,7 @@ def test_a_reader_asks_once_for_a_page_and_words(serve):
         return reply_json({"choices": [{"message": {"content": f"read: {'height' in prompt and '120' in prompt}"}}]})
 
     server = serve({"/v1/chat/completions": answer})
-    read = Reader("small", partial(ask_endpoint, server.url("/v1"), "small"), Cache())
+    read = Reader("small", Endpoint(server.url("/v1"), "small", tries=1).read, Cache())
     assert [read("height", "It is 120 high.") for _ in range(3)] == ["read: True"] * 3 and len(server.requests) == 1
     server.routes.clear()
     with pytest.raises(WebError, match="404"):

@@ -3,7 +3,6 @@
 import itertools
 import json
 import sys
-from functools import partial
 
 import pytest
 from test_web import (
@@ -21,9 +20,10 @@ from test_web import (
 import tools
 from arpo import Policy
 from data.benchmarks import load_questions
+from data.chat import Endpoint
 from data.format import ToolCall, ToolResult, encode_prompt
 from data.models import TINY
-from data.web import Cache, Reader, Web, WebSearch, ask_endpoint
+from data.web import Cache, Reader, Web, WebSearch
 from eval import read_flags
 from rollout import RolloutConfig, grow_trees
 from tools import Browse, Python, Search, Toolbox, load_tools
@@ -64,7 +64,7 @@ def test_a_page_read_by_a_model(serve):
         return reply_json({"choices": [{"message": {"content": f"read: {'height' in prompt and '120' in prompt}"}}]})
 
     server = serve({"/v1/chat/completions": answer})
-    reader = Reader("small", partial(ask_endpoint, server.url("/v1"), "small"), Cache())
+    reader = Reader("small", Endpoint(server.url("/v1"), "small", tries=1).read, Cache())
     browse = Browse({"t": "It is 120 high."}, reader=reader)
     assert [browse("t height").text for _ in range(3)] == ["read: True"] * 3 and len(server.requests) == 1
     assert browse("t").text == browse("t page 1").text == "It is 120 high."
