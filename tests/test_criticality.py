@@ -143,7 +143,10 @@ def test_the_docs_say_what_was_measured():
     """Guards: numbers of a model or a measurement that is no more."""
     page = (ROOT / "docs" / "worlds.md").read_text(encoding="utf-8")
     trails, world = (read_probes(ROOT / "experiments" / "criticality")[name]["summary"] for name in ("trails", "world"))
+    trained = read_probes(ROOT / "experiments" / "criticality")["world-after-20-steps"]["summary"]
     said = {
+        "--output_dir runs/world-20`)": trained["rule"]["lot"]["between held"],
+        "and the highest ΔH": trained["rule"]["highest ΔH of all (best)"]["between held"],
         "the paper's rule reaches": trails["rule"]["ΔH > 0 in waves (threshold)"]["between held"],
         "the highest ΔH of the whole tree": trails["rule"]["highest ΔH of all (best)"]["between held"],
         "], a lot": trails["rule"]["lot"]["between held"],
