@@ -419,7 +419,8 @@ def draw_depths(places: Places, panel) -> None:
     other.set_ylabel("nats")
     other.spines["right"].set_visible(True)
     handles = [*panel.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
-    panel.legend(handles, ["between (left)", "H_t (right)"], frameon=False, fontsize=8)
+    above = dict(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    panel.legend(handles, ["between (left)", "H_t (right)"], frameon=False, fontsize=8, **above)
 
 
 def draw_rules(rules: dict[str, dict], column: str, title: str, panel) -> None:
