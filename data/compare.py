@@ -37,28 +37,39 @@ def compare(places: Sequence[str], ks: Sequence[int], folder: Path, how: str = "
 
 
 def lines_of(evaluations: list[Evaluation]) -> list[Line]:
-    """All ways of answering, in the order in which they first appear; without the ceiling, and last steps."""
-    found: dict[str, Line] = {}
+    """All ways of answering, in the order in which they are named, starts last; without the ceiling, and last steps."""
+    lines: list[Line] = []
+    keys: list[str] = []  # of the lines
     for evaluation in evaluations:
         for name, row in evaluation.rows.items():
             if row.method == "expert" or "last step" in name:
                 continue
-            started = row.method == "start"
-            matters = {
-                key: value
-                for key, value in evaluation.settings.items()
-                if key not in NOT_THE_METHOD and (not started or OF_THE_START.match(key))
-            }
-            key = json.dumps([row.method, row.temperature, row.top_p, matters], sort_keys=True)
-            if key not in found:
-                data = Path(evaluation.settings["data"]).name
-                found[key] = Line(name_of(evaluation, row), data, row.method, evaluation.settings)
-            found[key].rows.append(row)
-            found[key].curves += [evaluation.curve] * bool(evaluation.curve and not started)
-    for line in found.values():
+            key, seed = key_of(evaluation, row), row.seed
+            line = next((own for own, its in zip(lines, keys) if its == key and lacks(own, seed)), None)
+            if line is None and row.method == "start" and key in keys:
+                continue  # it was judged by another run, too
+            if line is None:
+                line = Line(name_of(evaluation, row), Path(evaluation.settings["data"]).name, evaluation.settings)
+                lines.append(line)
+                keys.append(key)
+            line.rows.append(row)
+            line.curves += [evaluation.curve] * bool(evaluation.curve and row.method != "start")
+    for line in lines:
         if len(line.rows) > 1:
             line.name = re.sub(r"-\d+(?=$| \()", "", line.name) + f", {len(line.rows)} seeds"
-    return named_apart(list(found.values()))
+    return named_apart(sorted(lines, key=lambda line: line.method == "start"))
+
+
+def key_of(evaluation: Evaluation, row: Row) -> str:
+    """What rows have in common that differ in nothing but the seed."""
+    matters = {name: value for name, value in evaluation.settings.items() if name not in NOT_THE_METHOD}
+    if row.method == "start":
+        matters = {name: value for name, value in matters.items() if OF_THE_START.match(name)}
+    return json.dumps([row.method, row.decoding, matters], sort_keys=True)
+
+
+def lacks(line: Line, seed: int) -> bool:
+    return seed not in [row.seed for row in line.rows]
 
 
 def name_of(evaluation: Evaluation, row: Row) -> str:

@@ -118,7 +118,7 @@ def plot_line(axes, points: list[tuple[float, float]], label: str, colour: str, 
 
 
 def step_label(window: int) -> str:
-    return "training step" if window == 1 else f"training step (thick lines: running mean of {window} steps)"
+    return "training step" if window == 1 else f"training step (thick lines: mean of the last {window} steps)"
 
 
 def plot_budget(axes, settings: dict) -> None:
@@ -137,7 +137,7 @@ def plot_curves(lines: list[Line], file: Path) -> Path | None:
     trained = {line.name: line.curves for line in lines if line.curves}
     if not trained:
         return None
-    with picture(file, "Learning curves (mean over seeds)", columns=2) as (sampled, greedy):
+    with picture(file, f"Learning curves{', mean over seeds' * seeds_in(lines)}", columns=2) as (sampled, greedy):
         for name, curves in trained.items():
             for key, axes in (("accuracy", sampled), (DEV, greedy)):
                 points = averaged(curves, "step", key)
@@ -164,10 +164,16 @@ def plot_calls(lines: list[Line], file: Path) -> Path:
                 label=f"{line.name}, {'greedy' if line.greedy else 'sampled'}",
             )  # fmt: skip
         training.set(
-            title="dev questions, greedy", xlabel="tool calls in training (thin: each seed)", ylabel="accuracy"
+            title="dev questions, greedy",
+            xlabel=f"tool calls in training{' (thin: each seed)' * seeds_in(lines)}",
+            ylabel="accuracy",
         )
         answering.set(title="held-out questions, 95% intervals", xlabel="tool calls of an answer")
     return file
+
+
+def seeds_in(lines: list[Line]) -> bool:
+    return any(len(line.curves) > 1 for line in lines)
 
 
 def colour_of(lines: list[Line]) -> dict[str, str]:

@@ -20,10 +20,13 @@ class Line:
 
     name: str
     data: str  # what the questions are from
-    method: str
     settings: dict[str, Any]  # of the first row
     rows: list[Row] = field(default_factory=list)
     curves: list[dict[str, list]] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        return self.rows[0].method
 
     @property
     def greedy(self) -> bool:

@@ -90,15 +90,17 @@ def test_seeds_are_one_line_and_everything_comes_from_the_files(tmp_path):
     places.append(write(tmp_path / "agent", agent, agent="react", endpoint="http://127.0.0.1:1"))
     told = compare(places, (1, 3, 5), tmp_path / "out")
     names = [line.name for line in lines_of([read_results(place) for place in places])]
-    assert names == ["tiny (start), 4 seeds"] + ["x-arpo, 2 seeds"] * 2 + ["x-grpo, 2 seeds"] * 2 + ["agent"]
+    assert names == ["x-arpo, 2 seeds"] * 2 + ["x-grpo, 2 seeds"] * 2 + ["agent", "tiny (start), 2 seeds"]
     greedy, sampled = told.split("world, ")[1:]
     assert greedy.startswith("30 questions, the likeliest answers\n") and "agent" not in greedy
-    assert "over tiny (start), 4 seeds, paired; 95% interval by a bootstrap over questions and seeds" in greedy
+    assert "over x-arpo, 2 seeds, paired; 95% interval by a bootstrap over questions and seeds" in greedy
     assert sampled.startswith("30 questions, sampled answers (T 0.6, top-p 0.95)")
     assert "agent " in sampled and "on the 20 questions of both" in sampled
     assert "x-arpo, 2 seeds, 5 answers a question" in sampled and "agent, 2 answers" not in sampled  # no k from 2 to 2
     plots = [tmp_path / "out" / name for name in ("compared_calls.png", "compared_curves.png")]
     assert all(plot.stat().st_size > 10_000 for plot in plots)
+    twice = [line.name for line in lines_of([read_results(place) for place in places[:1] * 2])]
+    assert twice == ["x-arpo-0", "x-arpo-0", "x-arpo-0 (2)", "x-arpo-0 (2)", "tiny (start)"]
     kept = (tmp_path / "out" / "compared.txt").read_text()
     assert kept.strip() in told and compare(places, (1, 3, 5), tmp_path / "out") == told
 
