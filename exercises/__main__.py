@@ -138,9 +138,8 @@ def show_list(flags) -> int:
     for exercise in chosen(flags.numbers):
         state = {"right": "right", None: ""}.get(done.get(exercise.number), "not yet")
         part = "core" if exercise.core else "more"
-        print(
-            f"{exercise.number:2d}  {exercise.title:26s} {exercise.minutes:2d} min  {part}  {state:8s}{', '.join(exercise.places)}"
-        )
+        head = f"{exercise.number:2d}  {exercise.title:26s} {exercise.minutes:2d} min  {part}  {state:8s}"
+        print(head + ", ".join(exercise.places))
         if flags.numbers:
             print(f"\n{exercise.task}\n")
     return 0

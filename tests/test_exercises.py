@@ -326,6 +326,16 @@ def test_the_arms_of_experiments_are_commands_of_train():
         assert len(set(map(str, configs))) == len(experiment.arms) >= 3
 
 
+def test_an_experiment_measures_what_the_project_does():
+    """Guards: functions of `train.py` and `eval.py` that have come to return something else."""
+    small = "--max_steps 1 --questions_per_step 1 --num_initial 4 --test_questions 1 --output_dir none"
+    learned = EXPERIMENTS["bonus"].measure(read_flags(f"{EXPERIMENTS['bonus'].flags} {small}".split()))
+    assert learned["tokens sampled"] > 20 and learned["calls in training"] >= 1
+    assert {learned["held-out accuracy"]} <= {0.0, 1.0}
+    looked = EXPERIMENTS["variance"].measure(read_flags(f"{EXPERIMENTS['variance'].flags} {small}".split()))
+    assert looked["groups alike"] in (0, 1) and 0 < looked["calls a leaf"] < 6
+
+
 def test_alike_counts_all_ways_to_choose_leaves():
     for right in ([1, 1, 0, 1], [1, 1, 1, 1, 0, 0], [0.0] * 5):
         for size in (2, 3, 4):
