@@ -138,8 +138,8 @@ def show_list(flags) -> int:
     for exercise in chosen(flags.numbers):
         state = {"right": "right", None: ""}.get(done.get(exercise.number), "not yet")
         part = "core" if exercise.core else "more"
-        places = ", ".join(dict.fromkeys(f"{blank.file}:{blank.function}" for blank in exercise.blanks))
-        print(f"{exercise.number:2d}  {exercise.title:26s} {exercise.minutes:2d} min  {part}  {state:8s}{places}")
+        head = f"{exercise.number:2d}  {exercise.title:26s} {exercise.minutes:2d} min  {part}  {state:8s}"
+        print(head + ", ".join(exercise.places))
         if flags.numbers:
             print(f"\n{exercise.task}\n")
     return 0

@@ -1,5 +1,6 @@
-"""Silent bugs for the hunt: each is a fragment of the live source replaced, trains without an error, and is caught by
-a test of the project. All have happened, in released code of the paper or in well-known trainers.
+"""Silent bugs for the hunt: each is a fragment of the live source replaced, trains without an error once the check that
+every run begins with is left out, and is caught by a test of the project. Most have happened, in the paper's released
+code or in well-known trainers.
 
 Left out: planting them and checking a student's test (`hunt.py`).
 """

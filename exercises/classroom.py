@@ -122,7 +122,7 @@ def rubric(exercises: list[Exercise], bugs: bool = False) -> str:
     pages = []
     for exercise in exercises:
         mistakes = "\n".join(f"- **{mistake.name}.** {mistake.why}" for mistake in exercise.mistakes)
-        places = ", ".join(f"`{blank.file}:{blank.function}`" for blank in exercise.blanks)
+        places = ", ".join(f"`{place}`" for place in exercise.places)
         pages.append(
             f"# {exercise.number}. {exercise.title} ({exercise.minutes} minutes, {'core' if exercise.core else 'more'})"
             f"\n\n{places}\n\n{exercise.task}\n\nWhat is understood: {exercise.idea}\n\nThe misconception: "

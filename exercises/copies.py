@@ -106,7 +106,7 @@ def worksheet(course: Iterable[Exercise], name: str) -> str:
         "yours: `python train.py`.\n",
     ]
     for exercise in course:
-        places = ", ".join(f"`{blank.file}:{blank.function}`" for blank in exercise.blanks)
+        places = ", ".join(f"`{place}`" for place in exercise.places)
         lines.append(
             f"## {exercise.number}. {exercise.title} ({exercise.minutes} minutes)\n\n{places}\n\n{exercise.task}\n"
         )

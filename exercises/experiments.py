@@ -41,7 +41,7 @@ def learn(config) -> Numbers:
     policy, rows = open_policy(config, config.lora_r), []
     optimizer, stream = Optimizer.of(policy.model, config), Stream(train.questions, config.seed)
     for step in range(1, config.max_steps + 1):
-        row, _, config = take_step(step, policy, optimizer, stream, train.tools, config)
+        row, *_, config = take_step(step, policy, optimizer, stream, train.tools, config)
         rows.append(row)
     judged = evaluate(policy, test, config, 1, config.temperature, config.seed)
     total = lambda name: sum(row[name] for row in rows)

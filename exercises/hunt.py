@@ -18,13 +18,15 @@ from random import Random
 
 from exercises.bugs import BUGS, Bug
 from exercises.copies import Copy, write_project
-from exercises.patches import ROOT, swapped
+from exercises.patches import ROOT, Swap, swapped
 
 # One command for all bugs, so that it gives none away: with it each of them shows somewhere.
 FLAGS = (
     "--max_steps 5 --questions_per_step 6 --temperature 0.8 --num_iterations 2 --save_trees_steps 1 --reward_bonus 0.3 "
     "--eval_steps 5 --eval_questions 20 --test_questions 20 --learning_rate 1e-3 --warmup_steps 0"
 )
+# Every run begins with a check that would refuse some of the bugs in one line; it is left out of both runs.
+UNGUARDED = Swap("train.py", "    check_numbers(policy, train, config)\n", "")
 SEEN = "metrics.jsonl", "run.json", "table.txt", "trees", "plots"  # of a run
 ANSWER = """\
 Two runs of one command, with one seed. One was made with a bug in the project's code.
@@ -66,7 +68,7 @@ class Hunt:
         return cls(copy.folder / "hunt", rng.choice([b for b in BUGS if level in (0, b.level)]), rng.choice("AB"))
 
     def texts(self, run: str) -> dict[str, str]:
-        return swapped([self.bug.swap]) if run == self.bugged else {}
+        return swapped([UNGUARDED, self.bug.swap] if run == self.bugged else [UNGUARDED])
 
 
 def plant(hunt: Hunt, flags: str = FLAGS) -> None:

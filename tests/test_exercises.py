@@ -177,8 +177,8 @@ CHEAP = [
 
 
 def planted(bug: Bug, folder, *tests: str):
-    """The project with a bug, and some files of its tests."""
-    copies.write_project(folder, swapped([bug.swap]))
+    """The project as a hunt has it, with a bug, and some files of its tests."""
+    copies.write_project(folder, swapped([hunt.UNGUARDED, bug.swap]))
     (folder / "tests").mkdir()
     for name in ("conftest.py", *tests):
         shutil.copy(ROOT / "tests" / name, folder / "tests")
@@ -239,7 +239,7 @@ def test_every_bug_is_caught_by_the_test_that_it_names(tmp_path):
 
 @pytest.mark.slow
 def test_every_bug_survives_three_steps_of_training(tmp_path):
-    """Silent: no error, no alarm that ends the run, finite numbers."""
+    """Silent: no error, and finite numbers."""
     flags = "--max_steps 3 --questions_per_step 2 --eval_questions 4 --eval_steps 9 --test_questions 4 --output_dir run"
     folders = [planted(bug, tmp_path / str(n)) for n, bug in enumerate(BUGS)]
     jobs = [
@@ -324,6 +324,16 @@ def test_the_arms_of_experiments_are_commands_of_train():
             read_flags(f"{experiment.flags} {flags} --output_dir none".split()) for flags in experiment.arms.values()
         ]
         assert len(set(map(str, configs))) == len(experiment.arms) >= 3
+
+
+def test_an_experiment_measures_what_the_project_does():
+    """Guards: functions of `train.py` and `eval.py` that have come to return something else."""
+    small = "--max_steps 1 --questions_per_step 1 --num_initial 4 --test_questions 1 --output_dir none"
+    learned = EXPERIMENTS["bonus"].measure(read_flags(f"{EXPERIMENTS['bonus'].flags} {small}".split()))
+    assert learned["tokens sampled"] > 20 and learned["calls in training"] >= 1
+    assert {learned["held-out accuracy"]} <= {0.0, 1.0}
+    looked = EXPERIMENTS["variance"].measure(read_flags(f"{EXPERIMENTS['variance'].flags} {small}".split()))
+    assert looked["groups alike"] in (0, 1) and 0 < looked["calls a leaf"] < 6
 
 
 def test_alike_counts_all_ways_to_choose_leaves():

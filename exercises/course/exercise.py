@@ -48,6 +48,11 @@ class Exercise:
     hides: tuple[Blank, ...] = ()  # places that would give the answer away
     code: ModuleType | None = field(default=None, compare=False)
 
+    @property
+    def places(self) -> list[str]:
+        """file:function of the blanks, each once."""
+        return list(dict.fromkeys(f"{blank.file}:{blank.function}" for blank in self.blanks))
+
     def cases(self, seed: int) -> list[Any]:
         return self.code.cases(Random(f"{seed}/{self.number}"))
 
