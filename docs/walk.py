@@ -19,12 +19,13 @@ sys.path.insert(0, str(ROOT))
 from advantage import ADVANTAGES, attribute, loss_weights  # noqa: E402
 from arpo import Batch, Policy, make_batches, policy_loss, token_logprobs, update  # noqa: E402
 from data import Question  # noqa: E402
+from data.drawing import draw_tree  # noqa: E402
 from data.format import encode_prompt  # noqa: E402
 from data.metrics import Scored  # noqa: E402
 from data.optimizer import Optimizer  # noqa: E402
 from data.views import pieces, savings  # noqa: E402
 from data.worlds import find_question, world_of  # noqa: E402
-from eval import draw_tree, score_leaves  # noqa: E402
+from eval import score_leaves  # noqa: E402
 from rollout import Sampler, Tree, grow_trees  # noqa: E402
 from tools import Lent, load_task, make_sandbox  # noqa: E402
 from train import TrainConfig, read_flags  # noqa: E402
@@ -121,8 +122,8 @@ def the_tree(scored: Scored, advantages: Tensor, policy: Policy) -> str:
     return section(
         "3. The tree",
         "`rollout.py:grow_trees` samples turns, `tools.py` answers their calls, and the branch rule decides after "
-        "each result where siblings start. `eval.py:draw_tree` draws what came of it: N nodes, M leaves. Without "
-        f"sharing the same leaves would cost more: {told} (tool calls, and tokens sampled and read).",
+        "each result where siblings start. `data/drawing.py:draw_tree` draws what came of it: N nodes, M leaves. "
+        f"Without sharing the same leaves would cost more: {told} (tool calls, and tokens sampled and read).",
         drawn,
     )
 

@@ -290,7 +290,7 @@ function walk(way) {
 
 // ---------------------------------------------------------------- drawing
 
-const SIZES = { prompt: 34, leaf: 292, gutter: 62, head: 22, band: 30, line: 17.5 };
+const SIZES = { prompt: 34, head: 22, band: 30, line: 17.5 };
 
 function draw() {
   for (const view of Object.keys(VIEWS)) parts[view].setAttribute("aria-pressed", view === state.view);
@@ -329,9 +329,23 @@ function layout() {
   const room = clientHeight - SIZES.head - bands * SIZES.band - 4;
   const height = Math.max(state.readable ? 46 : 7, Math.min(96, room / Math.max(1, row)));
   const columns = Math.max(...nodes.map((node) => node.depth)) + 1;
-  const width = Math.max(128, Math.min(520, (clientWidth - SIZES.prompt - SIZES.leaf - 16) / columns));
+  const narrow = clientWidth / columns < 205; // many turns: their boxes and the leaves get along with less
+  const [leaf, gutter] = narrow ? [236, 24] : [292, 62];
+  const width = Math.max(84, Math.min(520, (clientWidth - SIZES.prompt - leaf - 16) / columns));
   const y = (row, bands) => SIZES.head + row * height + bands * SIZES.band;
-  return { tops, height, width, columns, y, x: (depth) => SIZES.prompt + 12 + depth * width, rows: row, bands };
+  return {
+    tops,
+    height,
+    width,
+    columns,
+    narrow,
+    leaf,
+    gutter,
+    y,
+    x: (depth) => SIZES.prompt + 12 + depth * width,
+    rows: row,
+    bands,
+  };
 }
 
 function place(element, left, top, width, height) {
@@ -346,8 +360,11 @@ function drawTree() {
   DATA.trees.forEach((tree, t) => drawn.push(...drawRoot(tree, plan, plan.tops[t])));
   for (const node of nodes.filter(shown)) drawn.push(...drawNode(node, plan, links));
   const bottom = plan.y(plan.rows, plan.bands);
-  place(links, 0, 0, plan.x(plan.columns) + SIZES.leaf, bottom);
-  parts.tree.className = plan.height < 30 ? "dense" : "";
+  place(links, 0, 0, plan.x(plan.columns) + plan.leaf, bottom);
+  const looks = { dense: plan.height < 30, narrow: plan.narrow, brief: plan.width < 200 };
+  parts.tree.className = Object.keys(looks)
+    .filter((name) => looks[name])
+    .join(" ");
   parts.tree.replaceChildren(...drawn);
   parts.tree.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
@@ -361,7 +378,7 @@ function heads(plan) {
     "div",
     { class: "heads" },
     turns,
-    place(el("div", { class: "leaf names" }, names), plan.x(plan.columns), 0, SIZES.leaf, SIZES.head),
+    place(el("div", { class: "leaf names" }, names), plan.x(plan.columns), 0, plan.leaf, SIZES.head),
   );
 }
 
@@ -377,7 +394,7 @@ function drawRoot(tree, plan, top) {
         el("h2", { class: "band" }, `${tree.title}: ${told}, ${reward} `, state.hidden.size ? [] : marks),
         0,
         plan.y(top.row, top.bands),
-        plan.x(plan.columns) + SIZES.leaf,
+        plan.x(plan.columns) + plan.leaf,
         SIZES.band,
       ),
     );
@@ -392,7 +409,7 @@ function drawRoot(tree, plan, top) {
 }
 
 function drawNode(node, plan, links) {
-  const gutter = node.leaf && !node.children.length ? 12 : SIZES.gutter;
+  const gutter = node.leaf && !node.children.length ? 10 : plan.gutter;
   const [left, top] = [plan.x(node.depth), plan.y(node.row, node.bands)];
   const [width, height] = [plan.width - gutter, node.rows * plan.height - Math.min(4, plan.height / 6)];
   const middle = (other) => plan.y(other.row, other.bands) + (other.rows * plan.height - 4) / 2;
@@ -412,13 +429,13 @@ function drawNode(node, plan, links) {
     links.append(
       svg("path", {
         class: kid.rank ? "fork" : "on",
-        d: `M${end} ${middle(node)}H${end + 10}C${end + 36} ${middle(node)} ${end + 26} ${middle(kid)} ${plan.x(kid.depth)} ${middle(kid)}`,
+        d: `M${end} ${middle(node)}h${gutter / 6}c${gutter / 2} 0 ${gutter / 3} ${middle(kid) - middle(node)} ${(gutter * 5) / 6} ${middle(kid) - middle(node)}`,
       }),
     );
-  if (node.decision) drawn.push(place(badge(node, node.rows * plan.height), end + 1, top, SIZES.gutter - 2, height));
+  if (node.decision) drawn.push(place(badge(node, plan), end + 1, top, gutter - 2, height));
   if (node.leaf && !kids.length) {
     links.append(svg("path", { class: "out", d: `M${end} ${middle(node)}H${plan.x(plan.columns)}` }));
-    drawn.push(place(drawLeaf(node, plan.height), plan.x(plan.columns), top, SIZES.leaf, height));
+    drawn.push(place(drawLeaf(node, plan.height), plan.x(plan.columns), top, plan.leaf, height));
   }
   return drawn;
 }
@@ -432,16 +449,18 @@ function classes(node) {
   return found.filter(Boolean).join(" ");
 }
 
-function badge(node, height) {
+function badge(node, plan) {
+  const height = node.rows * plan.height;
   const kind = verdict(node);
   const { delta, new_paths } = node.decision;
   const told = { asked: "vote", forked: `${new_paths} new`, refused: "no fork", spent: "spent" }[kind];
-  const above = height < 18 ? null : el("span", { class: "above" }, kind === "asked" ? "ΔH ?" : signed(delta, 3));
-  const under = height < 48 ? null : el("span", { class: "under" }, told);
+  const above =
+    height < 18 || plan.narrow ? null : el("span", { class: "above" }, kind === "asked" ? "ΔH ?" : signed(delta, 3));
+  const under = height < 48 || plan.narrow ? null : el("span", { class: "under" }, told);
   const title = kind === "asked" ? "hidden" : `ΔH ${signed(delta, 4)}: ${told}`;
   return el(
     "div",
-    { class: `badge ${kind}${height < 48 ? " low" : ""}`, title, click: () => select(node, { open: true }) },
+    { class: `badge ${kind}${above && !under ? " low" : ""}`, title, click: () => select(node, { open: true }) },
     above,
     diamond(kind, Math.max(8, Math.min(16, height))),
     under,

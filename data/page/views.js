@@ -35,7 +35,8 @@ function tinted(node, limit) {
   const k = node.tree.rule.entropy_tokens;
   return node.tokens.slice(0, limit).map((token, i) => {
     const title = `entropy ${plain(node.entropies[i], 3)} nats; drawn with probability ${plain(Math.exp(node.logprobs[i]), 3)}`;
-    const made = el("span", { class: i < k ? "token first" : "token", title }, token);
+    const tag = node.tree.tags.some((name) => token === `<${name}>` || token === `</${name}>`);
+    const made = el("span", { class: `token${i < k ? " first" : ""}${tag ? " tag" : ""}`, title }, token);
     made.style.setProperty("--share", `${Math.round(70 * Math.sqrt((node.entropies[i] ?? 0) / tallest))}%`);
     return made;
   });
@@ -68,7 +69,9 @@ function bars(node, width, height) {
   ];
   if (node.up) chart.push(line(node.measured, Math.min(k, node.entropies.length) * wide, "measured"));
   if (height > 30)
-    chart.push(svg("text", { x: width - 2, y: 13 }, `${node.up ? "H" : "H_initial"} ${plain(node.measured)}`));
+    chart.push(
+      svg("text", { x: width - 2, y: 13 }, `${node.up || width < 110 ? "H" : "H_initial"} ${plain(node.measured)}`),
+    );
   return svg(
     "svg",
     { class: "bars", width, height },
