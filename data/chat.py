@@ -24,7 +24,7 @@ from itertools import chain
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
-from data.format import encode_chat, encode_plain
+from data.format import RESULT, encode_chat, encode_plain, encode_result, tagged
 from data.memory import Halving
 from data.rows import plain_text
 from data.web import Cache, WebError, request, seconds_to_wait
@@ -86,9 +86,14 @@ class LocalModel:
         """As for an endpoint; nothing is in line here."""
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids; only what the model wrote itself may hold tokens with a meaning of their own."""
+        """Token ids; what came back holds no tokens with a meaning of their own, but for the tags around a result."""
         own = lambda text: self.tokenizer.encode(text, add_special_tokens=False)
-        parts = [encode_plain(self.tokenizer, t) if i % 2 else own(t) for i, t in enumerate(prompt.written)]
+
+        def back(text: str) -> list[int]:
+            result = re.fullmatch(tagged(RESULT, "(.*)"), text, re.DOTALL)
+            return encode_result(self.tokenizer, result[1], 10**9) if result else encode_plain(self.tokenizer, text)
+
+        parts = [back(text) if i % 2 else own(text) for i, text in enumerate(prompt.written)]
         return [*encode_chat(self.tokenizer, prompt.user, prompt.system), *chain(*parts)]
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from data.results import Result, Score
 from data.web import Cache
 
 KEPT_CHARS = 2000  # of a page, in a trajectory that is kept
+SAID_CHARS = 2000
 SAID_LINES = 5  # of a text without an answer that a judge is shown, as the authors do
 
 
@@ -114,6 +115,8 @@ def left_out(config: AgentConfig) -> str:
     told = [LEAVES_OUT[config.agent]] if config.agent in LEAVES_OUT else []
     if config.endpoint and not config.prefill and config.agent not in ("direct", "rag"):
         told.append("one continuous text (what comes back is a message of the user)")
+    if not vars(config).get("browse", True) and config.agent not in ("direct", "tir"):
+        told.append("pages (snippets alone)")
     for name, official in OFFICIAL.get(config.agent, {}).items():
         if (value := vars(config).get(name, official)) != official:
             told.append(f"{name} {official} (here {value})")
@@ -277,7 +280,7 @@ class Drive:
         reward = hierarchical_reward(right, bool(answer), attempt.worked)
         tokens = attempt.tokens + attempt.second_tokens
         own = attempt.chat.own if attempt.chat and not answer else ""
-        said = "\n".join(own.strip().splitlines()[-SAID_LINES:])
+        said = "\n".join(own.strip().splitlines()[-SAID_LINES:])[-SAID_CHARS:]
         kept = {"said": said, "turns": attempt.turns or []}
         made = dict(attempt.tools), tokens, attempt.end, attempt.seconds
         attempt.score = Score(answer, right, reward, *made, **kept)

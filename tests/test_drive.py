@@ -13,10 +13,13 @@ from openai_server import ChatServer
 import eval
 from data import Question
 from data.agents import AGENTS, BEGIN_QUERY, FINAL, AgentConfig
+from data.benchmarks import load_questions
 from data.chat import Endpoint, LocalModel, Reply
 from data.drive import Attempt, Crew, Drive, answer_with, left_out
 from data.format import ToolCall, ToolResult
+from data.models import TINY
 from data.worlds import world_of
+from tools import begin_call, load_tools, make_sandbox
 
 QUESTIONS = [Question(f"q{n}", f"What is the tax of town {n}?", (str(n),)) for n in range(12)]
 
@@ -150,6 +153,22 @@ def test_a_row_says_what_it_leaves_out():
     told = left_out(AgentConfig(agent="search-o1", endpoint="http://x", max_searches=3, max_turn_tokens=8192))
     assert "back-off" in told and "one continuous text" in told and "max_searches 10 (here 3)" in told
     assert "max_turn_tokens" not in told and "continuous" not in left_out(AgentConfig(agent="rag", endpoint="http://x"))
+
+
+def test_tir_of_the_built_in_model_is_the_policy_itself():
+    """Guards: result tags that are other tokens than in training, another prompt, and another limit of calls."""
+    config = eval.read_flags(["--agent", "tir", "--temperature", "0", "--allow_unsafe_python"])
+    policy, questions = eval.Policy.load(str(TINY)), load_questions("world", "test", 12)
+    task = eval.Task(questions, load_tools(config, "test", make_sandbox(config)))
+    trained = {r.id: r.attempts[0] for r in eval.evaluate(policy, task, config, 1, 0.0)}
+    model, room = LocalModel(policy.model, policy.tokenizer), lambda *how: begin_call(task.tools, *how, config)
+    crew = Crew(model, model, task.tools.submit, room)
+    prompted = {r.id: r.attempts[0] for r in answer_with("tir", questions, 1, crew, config)}
+    same = lambda score: (score.answer, score.accuracy, score.tools, score.end)
+    assert {name: same(score) for name, score in trained.items()} == {n: same(score) for n, score in prompted.items()}
+    assert sum(score.accuracy for score in trained.values()) >= 2
+    ended = [name for name, score in trained.items() if score.answer]  # and not asked for an end token any more
+    assert [trained[name].tokens - 1 for name in ended] == [prompted[name].tokens for name in ended]
 
 
 # ---------------------------------------------------------------------------------- from end to end
