@@ -408,7 +408,7 @@ def asked_question(config: EvalConfig) -> tuple[Question, str]:
     question, split = find_question(world, config.ask, config.seed)
     if models.size_of(config.model) in models.BUILT_IN and (odd := strange_words(world, question.question)):
         told = f"the built-in model has never seen {', '.join(odd)}: it knows questions about its own world alone"
-        print(f"{told} (python eval.py --ask shows one)", file=sys.stderr)
+        print(f"{told} (python eval.py --data {world} --ask shows one)", file=sys.stderr)
     if config.answer and question.answers:
         raise ValueError(f"--answer: expected for a question without one, found {', '.join(question.answers)} known")
     return (replace(question, answers=(config.answer,)) if config.answer else question), split
