@@ -9,14 +9,17 @@ Left out: kernels, streams, numerics, memory, other threads, and what C++ moves 
 
 import weakref
 from contextlib import ExitStack
+from importlib import import_module
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import_module("bitsandbytes")  # it looks for a GPU when it is imported, and would find this one
 DEVICE, aten = torch.device("cuda", 0), torch.ops.aten
 CUDA = dict(
     is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0, set_device=lambda device: None,
@@ -87,6 +90,9 @@ class FakeDevice(TorchFunctionMode):
     def __enter__(self):
         for name, value in CUDA.items():
             self.stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        # The check of what is recomputed asks for devices in a custom function's backward pass, where no mode answers.
+        checks = checkpoint._allowed_determinism_checks_to_fns
+        self.stack.enter_context(mock.patch.dict(checks, default=lambda tensor: None))
         self.stack.enter_context(self.operations)
         return super().__enter__()
 
@@ -110,6 +116,12 @@ class FakeDevice(TorchFunctionMode):
             return self.move(args[0], function is Tensor.cuda)
         if function is Tensor.to:
             return self.to(*args, **kwargs)
+        if function is Tensor.backward:  # this mode is off in here, and what is recomputed must see it
+            super().__enter__()
+            try:
+                return torch.autograd.backward(args[0])
+            finally:
+                super().__exit__(None, None, None)
         if "device" in kwargs and isinstance(kwargs["device"], str | torch.device):
             if torch.device(kwargs["device"]).type == "cuda":
                 return self.marks.put(function(*args, **kwargs | {"device": "cpu"}))
