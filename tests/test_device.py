@@ -104,6 +104,9 @@ def test_a_run_a_resumed_run_an_evaluation_and_a_merge(tmp_path, monkeypatch):
     monkeypatch.setattr("peft.peft_model.infer_device", lambda: "cpu")
     for module in (train, eval):
         monkeypatch.setattr(module, "make_sandbox", lambda config: sandbox)
+    monkeypatch.setattr(train, "judge", lambda *_, **__: {})  # `eval.main` judges below
+    monkeypatch.setattr(train, "judge_expert", lambda *_: {})
+    monkeypatch.setattr(train, "report", lambda *_: "")
 
     def call(main, *args):
         monkeypatch.setattr(sys, "argv", ["it", *args])
@@ -113,7 +116,7 @@ def test_a_run_a_resumed_run_an_evaluation_and_a_merge(tmp_path, monkeypatch):
 
     run = f"{tmp_path}/run"
     flags = f"""--output_dir {run} --lora_r 4 --gradient_checkpointing --kl_coef 0.1 --questions_per_step 2
-        --num_generations 4 --num_initial 2 --num_minibatches 2 --max_completion_length 160 --eval_questions 2
+        --num_generations 4 --num_initial 2 --num_minibatches 2 --max_completion_length 120 --eval_questions 2
         --test_questions 2 --max_steps 1 --eval_steps 1 --save_steps 1 --cold_start --sft_steps 2 --sft_worlds 1
         --sft_each 2 --sft_batch_tokens 400""".split()
     assert call(train.main, *flags) > 10_000
