@@ -8,6 +8,7 @@ Left out: kernels, streams, numerics, memory, other threads, and what C++ moves 
 """
 
 import weakref
+from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from unittest import mock
@@ -17,7 +18,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import_module("bitsandbytes")  # it looks for a GPU when it is imported, and would find this one
 DEVICE, aten = torch.device("cuda", 0), torch.ops.aten
@@ -33,6 +33,14 @@ class Mixed(RuntimeError):
     """Tensors of two devices in one operation."""
 
 
+def tensors_in(values) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
 class Marks:
     """The storages that lie on the device."""
 
@@ -43,8 +51,8 @@ class Marks:
         return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self.keys
 
     def put(self, tree):
-        for tensor in tree_leaves(tree):
-            if isinstance(tensor, Tensor) and tensor.layout is torch.strided and not self.has(tensor):
+        for tensor in tensors_in([tree]):
+            if tensor.layout is torch.strided and not self.has(tensor):
                 storage = tensor.untyped_storage()
                 self.keys.add(storage._cdata)
                 weakref.finalize(storage, self.keys.discard, storage._cdata)
@@ -62,7 +70,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(tensors_in([*args, *kwargs.values()]))
         there = [self.marks.has(tensor) for tensor in tensors]
         if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) and there[0]:
             operands = [tensors[0], *(args[2:3])]  # not the indices
