@@ -33,6 +33,7 @@ from data.drive import answer_with, left_out, make_crew
 from data.format import ToolCall, TrajectoryConfig, encode_prompt, read_answer
 from data.grading import accuracy, hierarchical_reward
 from data.judge import judge_all
+from data.logits import rows_of_logits
 from data.memory import MemoryPlan, plan_memory
 from data.metrics import NOT_RUN, Scored
 from data.pages import check_place, write_page
@@ -217,15 +218,16 @@ def check_numbers(policy: Policy, task: Task, config: JudgeConfig) -> None:
 def plain_gap(policy: Policy, tree: Tree, config: RolloutConfig) -> float:
     """The mean distance, over the tokens of one path, of the sampler's log-probs from those of a plain forward pass."""
     nodes = [tree.nodes[n] for n in tree.path(tree.leaves()[0])]
-    ids = tree.prompt + [token for node in nodes for token in node.ids + node.observation]
-    logits = policy.model(torch.tensor([ids], device=policy.model.device), use_cache=False).logits[0, :-1].float()
-    logprobs = (
-        (logits / config.temperature).log_softmax(-1).gather(-1, torch.tensor(ids[1:], device=logits.device)[:, None])
-    )
-    at, gaps = len(tree.prompt) - 1, []
+    ids = sum((node.ids + node.observation for node in nodes), [])
+    ids = tree.prompt + ids[: rows_of_logits(policy.sampler.vocab_size)]  # the logits of a long path are gigabytes
+    rows, device = len(ids) - len(tree.prompt) + 1, policy.model.device
+    logits = policy.model(torch.tensor([ids], device=device), use_cache=False, logits_to_keep=rows).logits[0, :-1]
+    targets = torch.tensor(ids[len(tree.prompt) :], device=device)[:, None]
+    logprobs = (logits.float() / config.temperature).log_softmax(-1).gather(-1, targets).flatten().cpu()
+    at, gaps = 0, []
     for node in nodes:
-        own = logprobs[at : at + len(node.ids), 0].cpu()
-        gaps.append((own - torch.tensor(node.logprobs)).abs())
+        own = logprobs[at : at + len(node.ids)]
+        gaps.append((own - torch.tensor(node.logprobs[: len(own)])).abs())
         at += len(node.ids) + len(node.observation)
     return float(torch.cat(gaps).mean())
 

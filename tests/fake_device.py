@@ -8,15 +8,18 @@ Left out: kernels, streams, numerics, memory, other threads, and what C++ moves 
 """
 
 import weakref
+from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+import_module("bitsandbytes")  # it looks for a GPU when it is imported, and would find this one
 DEVICE, aten = torch.device("cuda", 0), torch.ops.aten
 CUDA = dict(
     is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0, set_device=lambda device: None,
@@ -30,6 +33,14 @@ class Mixed(RuntimeError):
     """Tensors of two devices in one operation."""
 
 
+def tensors_in(values) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
 class Marks:
     """The storages that lie on the device."""
 
@@ -40,8 +51,8 @@ class Marks:
         return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self.keys
 
     def put(self, tree):
-        for tensor in tree_leaves(tree):
-            if isinstance(tensor, Tensor) and tensor.layout is torch.strided and not self.has(tensor):
+        for tensor in tensors_in([tree]):
+            if tensor.layout is torch.strided and not self.has(tensor):
                 storage = tensor.untyped_storage()
                 self.keys.add(storage._cdata)
                 weakref.finalize(storage, self.keys.discard, storage._cdata)
@@ -59,7 +70,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(tensors_in([*args, *kwargs.values()]))
         there = [self.marks.has(tensor) for tensor in tensors]
         if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) and there[0]:
             operands = [tensors[0], *(args[2:3])]  # not the indices
@@ -87,6 +98,9 @@ class FakeDevice(TorchFunctionMode):
     def __enter__(self):
         for name, value in CUDA.items():
             self.stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        # The check of what is recomputed asks for devices in a custom function's backward pass, where no mode answers.
+        checks = checkpoint._allowed_determinism_checks_to_fns
+        self.stack.enter_context(mock.patch.dict(checks, default=lambda tensor: None))
         self.stack.enter_context(self.operations)
         return super().__enter__()
 
@@ -110,6 +124,12 @@ class FakeDevice(TorchFunctionMode):
             return self.move(args[0], function is Tensor.cuda)
         if function is Tensor.to:
             return self.to(*args, **kwargs)
+        if function is Tensor.backward:  # this mode is off in here, and what is recomputed must see it
+            super().__enter__()
+            try:
+                return torch.autograd.backward(args[0])
+            finally:
+                super().__exit__(None, None, None)
         if "device" in kwargs and isinstance(kwargs["device"], str | torch.device):
             if torch.device(kwargs["device"]).type == "cuda":
                 return self.marks.put(function(*args, **kwargs | {"device": "cpu"}))

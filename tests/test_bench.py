@@ -108,3 +108,29 @@ def test_a_recorded_deep_search_is_replayed_without_a_network(tmp_path, monkeypa
     turns = [turn["content"] for turn in json.loads(lines[-1])["attempts"][0]["turns"]]
     assert any("The captain of Sela is Mikkel Thorsen" in turn for turn in turns)
     assert "not in the cache" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parts", [["parity", "memory", "decode"], pytest.param(["steps"], marks=pytest.mark.slow)])
+def test_the_day_with_a_gpu_is_rehearsed(tmp_path, monkeypatch, parts):
+    """Guards: a GPU that is lent for an hour, and a script that fails in its third part and keeps nothing."""
+    import gpu
+
+    found = gpu.main(["--small", "--only", *parts, "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "gpu.json").read_text()) == found
+    text = (tmp_path / "gpu.txt").read_text()
+    assert all(f"## {name}" in text for name in parts)
+    if parts == ["steps"]:
+        (row,) = found["steps"]
+        assert row[1] > 0 and row[2] > 0 and row[3].endswith("and went on")
+        return
+    assert all(float(gap) < 1e-4 for gap in found["parity"][0][2:]) and len(found["parity"]) == 3
+    assert all(float(gap) < 0.2 for row in found["parity"] for gap in row[2:])
+    (row,) = found["memory"]
+    assert row[4] > 0 and row[6] > 0 and row[7] > 0  # planned, planned, speed
+    (row,) = found["decode"]
+    assert 0 < row[3] < row[2]
+
+    monkeypatch.setattr(gpu.decode, "measure", lambda *rest: 1 / 0)
+    found = gpu.main(["--small", "--only", "decode", "parity", "--out", str(tmp_path), "--minutes", "0"])
+    assert found["parity"][0][2:] == ["no time was left", ""]
+    assert gpu.measured(lambda: 1 / 0, float("inf")) == ["ZeroDivisionError: division by zero"]

@@ -35,32 +35,32 @@ def bandwidth(device: str, megabytes: int = 256) -> float:
     return 2 * source.numel() / min(seconds)
 
 
-def measure(shape: str, rows: int, args, device: str) -> str:
-    model = build(shape, args.load_in_4bit, device)
+def measure(shape: str, rows: int, prompt_tokens: int, steps: int, four_bit: bool, device: str) -> list[float]:
+    """Milliseconds of a step, the least possible, and that as a share."""
+    model = build(shape, four_bit, device)
     sampler = Sampler(model, StandInTokenizer(model.config.vocab_size))
     sampler.may_stop = set()  # every row decodes to its limit
-    prompt = torch.randint(3, 250, (args.prompt_tokens,)).tolist()
+    prompt = torch.randint(3, 250, (prompt_tokens,)).tolist()
 
-    def decode(steps: int) -> float:
+    def decode(count: int) -> float:
         sampler.prefill([prompt])
-        places = dict(ids=prompt, source=0, turn_start=len(prompt), stop_at=len(prompt) + steps)
+        places = dict(ids=prompt, source=0, turn_start=len(prompt), stop_at=len(prompt) + count)
         begun = [Row(f"{row}", **places) for row in range(rows)]
         started = now(device)
         sampler(begun, 1.0, lambda row, turn: None)
         return now(device) - started
 
     decode(4)  # warm
-    few, many = (min(decode(steps) for _ in range(3)) for steps in (4, 4 + args.steps))
-    seconds = (many - few) / args.steps  # what does not grow with the steps cancels
+    few, many = (min(decode(count) for _ in range(3)) for count in (4, 4 + steps))
+    seconds = (many - few) / steps  # what does not grow with the steps cancels
     read = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "embed_tokens" not in name)
     if model.config.tie_word_embeddings:  # the head reads them
         read += model.get_input_embeddings().weight.numel() * model.get_input_embeddings().weight.element_size()
     layer = sampler.cache.layers[0]
     cached = 2 * layer.keys[:, :, :1].numel() * layer.keys.element_size() * len(sampler.cache.layers)
-    read += cached * (args.prompt_tokens + args.steps // 2)
+    read += cached * (prompt_tokens + steps // 2)
     least = read / bandwidth(device)
-    bits = "4-bit" if args.load_in_4bit else str(model.dtype).removeprefix("torch.")
-    return f"| {shape} {bits} | {rows} | {1000 * seconds:.1f} | {1000 * least:.3f} | {least / seconds:.1%} |"
+    return [1000 * seconds, 1000 * least, least / seconds]
 
 
 def main() -> None:
@@ -76,7 +76,10 @@ def main() -> None:
     print("| shape | rows | ms a step | ms at full bandwidth | share |\n|---|---|---|---|---|")
     for shape in args.shapes:
         for rows in args.rows:
-            print(measure(shape, rows, args, device), flush=True)
+            own = args.prompt_tokens, args.steps, args.load_in_4bit
+            milliseconds, least, share = measure(shape, rows, *own, device)
+            bits = "4-bit" if args.load_in_4bit else "16 bits" if device == "cuda" else "fp32"
+            print(f"| {shape} {bits} | {rows} | {milliseconds:.1f} | {least:.3f} | {share:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from advantage import ADVANTAGES
 from arpo import UpdateConfig, update
 from data.format import ToolResult
+from data.models import keep_inputs_as_they_come
 from data.optimizer import Optimizer, trainable
 from rollout import RolloutConfig, Sampler, grow_trees
 
@@ -87,9 +88,9 @@ def quantize(model, device) -> None:
                 setattr(module, child, small.to(device))
 
 
-def build(shape: str, four_bit: bool, device: str):
+def build(shape: str, four_bit: bool, device: str, dtype: torch.dtype | None = None):
     hidden, mlp, layers, heads, kv_heads, vocab, tied = SHAPES[shape]
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     config = Qwen2Config(
         vocab_size=vocab, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied, bos_token_id=None,
@@ -101,45 +102,49 @@ def build(shape: str, four_bit: bool, device: str):
     if four_bit:
         quantize(model, device)
     model = get_peft_model(model.to(device), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    if dtype.itemsize == 2:
+        keep_inputs_as_they_come(model)
     model = model.get_base_model().eval()
     model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def peak_gib(device: str) -> float:
+def peak_gb(device: str) -> float:
     """Since the last call; 0 on a CPU, where nothing is measured."""
     if device != "cuda":
         return 0.0
     torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() / 2**30
+    peak = torch.cuda.max_memory_allocated() / 1e9
     torch.cuda.reset_peak_memory_stats()
     return peak
 
 
-def measure(shape: str, leaf_tokens: int, args, device: str) -> str:
-    model = build(shape, args.load_in_4bit, device)
+def measure(model, leaf_tokens: int, leaves: int, token_budget: int) -> dict[str, float]:
+    """One question's tree and the update on it: peaks in GB, seconds, tokens."""
+    device = model.device.type
     tokenizer = StandInTokenizer(model.config.vocab_size)
     sampler = Sampler(model, tokenizer)
     prompt = torch.randint(3, 250, (min(512, leaf_tokens // 4),)).tolist()
     length = leaf_tokens - len(prompt)
     config = RolloutConfig(
-        num_generations=args.leaves, num_initial=args.leaves // 2, branch_rule="coin", max_completion_length=length,
+        num_generations=leaves, num_initial=leaves // 2, branch_rule="coin", max_completion_length=length,
         max_turn_tokens=length, max_result_tokens=100, max_tool_calls=1000,
     )  # fmt: skip
-    peak_gib(device)
+    peak_gb(device)
     started = time.perf_counter()
     trees = grow_trees([prompt], ["0"], sampler, InstantTools(), config)
-    rollout_peak, rollout_seconds = peak_gib(device), time.perf_counter() - started
+    rollout_peak, rollout_seconds = peak_gb(device), time.perf_counter() - started
     optimizer = Optimizer(model, torch.optim.AdamW(trainable(model)), 1.0)
-    advantages = ADVANTAGES["group"](torch.randn(1, args.leaves), None)
+    sampler.forget([])
+    advantages = ADVANTAGES["group"](torch.randn(1, leaves), None)
     started = time.perf_counter()
-    counts = update(model, optimizer, trees, advantages, UpdateConfig(token_budget=args.token_budget))
-    update_peak, update_seconds = peak_gib(device), time.perf_counter() - started
+    counts = update(model, optimizer, trees, advantages, UpdateConfig(token_budget=token_budget))
+    update_peak, update_seconds = peak_gb(device), time.perf_counter() - started
     speed = sampler.counts["decoded"] / rollout_seconds
-    return (
-        f"| {shape} | {leaf_tokens} | {rollout_peak:.1f} | {update_peak:.1f} | {rollout_seconds:.1f} | "
-        f"{update_seconds:.1f} | {speed:.0f} | {counts['train_tokens']:,} |"
-    )
+    return {
+        "rollout": rollout_peak, "update": update_peak, "rollout_seconds": rollout_seconds,
+        "update_seconds": update_seconds, "speed": speed, "trained": counts["train_tokens"],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -152,11 +157,18 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(torch.cuda.get_device_name() if device == "cuda" else "CPU (memory is not measured)")
-    print("| shape | leaf tokens | rollout GiB | update GiB | rollout s | update s | sampled tokens/s | trained |")
+    print("| shape | leaf tokens | rollout GB | update GB | rollout s | update s | sampled tokens/s | trained |")
     print("|---|---|---|---|---|---|---|---|")
     for shape in args.shapes:
         for leaf_tokens in args.leaf_tokens:
-            print(measure(shape, leaf_tokens, args, device), flush=True)
+            model = build(shape, args.load_in_4bit, device)
+            row = measure(model, leaf_tokens, args.leaves, args.token_budget)
+            print(
+                f"| {shape} | {leaf_tokens} | {row['rollout']:.1f} | {row['update']:.1f} | "
+                f"{row['rollout_seconds']:.1f} | {row['update_seconds']:.1f} | {row['speed']:.0f} | "
+                f"{row['trained']:,} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
