@@ -119,7 +119,7 @@ def main() -> None:
             print(describe(in_memory(config)))
             return
         models.use_threads(config.threads)
-        with runs.folder_for(config):
+        with runs.folder_for(Path(config.output_dir)):
             state = PartialState(cpu=not torch.cuda.is_available())  # settles how processes find each other
             config = in_memory(config)
             if state.is_main_process:
