@@ -318,9 +318,11 @@ def benchmark(config: EvalConfig) -> None:
     named = name if config.agent == "policy" else f"{name}-{config.agent}"
     folder = Path(config.output_dir or runs.evaluation_folder(named, config.data, settings))
     runs.refuse_a_run(folder)
-    with Kept(folder, settings, config.trajectories) as kept:
-        before = bool(kept.done)
-        rows = (policy_rows if config.agent == "policy" else agent_rows)(config, task, lent, kept)
+    with runs.folder_for(folder):
+        runs.lock(folder)
+        with Kept(folder, settings, config.trajectories) as kept:
+            before = bool(kept.done)
+            rows = (policy_rows if config.agent == "policy" else agent_rows)(config, task, lent, kept)
     ceiling = judge_expert(config, config.split, task)
     asked = config, task.questions, rows, opener(config, lent), task.tools.around.cache
     told = judge_all(*asked) if config.judge else ""

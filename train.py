@@ -119,7 +119,7 @@ def main() -> None:
             print(describe(in_memory(config)))
             return
         models.use_threads(config.threads)
-        with runs.folder_for(config):
+        with runs.folder_for(Path(config.output_dir)):
             state = PartialState(cpu=not torch.cuda.is_available())  # settles how processes find each other
             config = in_memory(config)
             if state.is_main_process:
@@ -138,7 +138,7 @@ def read_flags(argv: list[str]) -> TrainConfig:
     for layer in (models.model_defaults(few["model"]), preset_settings(few["preset"]), METHODS[few["algo"]]):
         settings |= layer
     few |= first_look(TrainConfig, argv, ("data", "stage", "seed", "resume", "output_dir"), settings)
-    settings["sft_data"] = world_in(few["data"]) or "world"
+    settings.setdefault("sft_data", world_in(few["data"]) or "world")  # a preset may name others
     settings["cold_start"] |= not is_world(first_look(TrainConfig, argv, ("sft_data",), settings)["sft_data"])
     folder = few["output_dir"], runs.default_folder(**few)
     if few["resume"] and (checkpoint := runs.find_checkpoint(few["resume"], *folder)):

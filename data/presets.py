@@ -82,10 +82,12 @@ def preset_settings(preset: str) -> dict[str, Any]:
 
 
 def preset_table(preset: str, config) -> str:
-    """The paper's values beside those of a run, which flags and the method may have changed, and their sources."""
+    """A preset's values beside those of a run, which flags and the method may have changed, and their sources.
+
+    Values in brackets are the paper's, and are not set.
+    """
     lines = [f"{'setting':24s}{'preset':>16s}{'this run':>16s}  source"]
-    for name, (value, source, _) in PRESETS[preset].items():
-        here = getattr(config, name)
-        told = "the same" if here == value else str(here)
-        lines.append(f"{name:24s}{value!s:>16s}{told:>16s}  {source}")
+    for name, (value, source, sets) in PRESETS[preset].items():
+        here, told = getattr(config, name), str(value) if sets else f"({value})"
+        lines.append(f"{name:24s}{told:>16s}{'the same' if here == value else str(here):>16s}  {source}")
     return "\n".join(lines)

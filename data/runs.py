@@ -291,9 +291,8 @@ def refuse_a_run(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def folder_for(config: RunConfig) -> Iterator[None]:
+def folder_for(folder: Path) -> Iterator[None]:
     """Makes a run's folder; one in which nothing was written goes again, and so do its parents."""
-    folder = Path(config.output_dir)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

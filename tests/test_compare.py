@@ -160,7 +160,8 @@ def test_presets_are_settings_and_flags_win(capsys):
     assert told[1].split() == ["num_generations", "16", "4", "C.2"]
     assert next(line for line in told if line.startswith("threshold")).split()[1:4] == ["0.5", "the", "same"]
     assert config.max_steps == 156 and config.num_minibatches == 8 and not config.browse
-    assert config.learning_rate == 5e-4  # shown, not set
+    assert config.learning_rate == 5e-4 and "(1e-06)" in "".join(told)  # shown, not set
+    assert read_flags(["--preset", "sft"]).sft_data == "arpo-sft"  # and not the world, as by default
     assert describe(config).endswith(preset_table("reasoning", config))
 
 

@@ -1,12 +1,16 @@
 """Results as data: what is kept while an evaluation goes on, and what is read again."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from data import Question
+from data import Question, runs
 from data.results import Kept, Result, Row, Score, answered, read_results, write_results
 
+ROOT = Path(__file__).parent.parent
 QUESTIONS = [Question(f"q{n}", f"What is {n}?", (str(n),), "odd" if n % 2 else "even") for n in range(6)]
 
 
@@ -81,3 +85,15 @@ def test_what_holds_no_results_is_told_in_a_line(tmp_path):
     (tmp_path / "results.json").write_text('{"rows": 3}')
     with pytest.raises(ValueError, match="results.json: expected results as this version writes them"):
         read_results(tmp_path)
+
+
+def test_one_evaluation_at_a_time_writes_to_a_folder(tmp_path):
+    """Guards: two that keep their answers in one file; and a folder that is left behind by one that came to nothing."""
+    with runs.folder_for(tmp_path / "new"):
+        runs.lock(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with runs.folder_for(tmp_path / "own"):
+        runs.lock(tmp_path / "own")
+        other = "import sys; from pathlib import Path; from data import runs; runs.lock(Path(sys.argv[1]))"
+        done = subprocess.run([sys.executable, "-c", other, tmp_path / "own"], cwd=ROOT, capture_output=True, text=True)
+        assert "for this run alone, found another run that writes to it" in done.stderr
