@@ -17,7 +17,10 @@ from typing import Any
 from data.plots import PANELS
 
 PARTS = Path(__file__).with_name("page")
-SCRIPTS = {"tree": ("common.js", "tree.js", "views.js"), "index": ("common.js", "index.js")}  # by kind of page
+SCRIPTS = {
+    "tree": ("common.js", "tree.js", "keys.js", "views.js"),
+    "index": ("common.js", "index.js"),
+}  # by kind of page
 ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}  # JSON reads these the same; no tag or comment is left
 BEGIN, END = '<script type="application/json" id="data">', "</script>"
 
