@@ -17,23 +17,24 @@ from typing import Any
 from data.plots import PANELS
 
 PARTS = Path(__file__).with_name("page")
-SCRIPTS = {"tree": ("common.js", "tree.js", "views.js"), "index": ("common.js", "index.js")}  # by kind of page
+SCRIPTS = {  # by kind of page
+    "tree": ("common.js", "tree.js", "keys.js", "views.js"),
+    "index": ("common.js", "index.js"),
+}
 ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}  # JSON reads these the same; no tag or comment is left
 BEGIN, END = '<script type="application/json" id="data">', "</script>"
 
 
 def write_page(file: Path, kind: str, title: str, data: dict[str, Any]) -> None:
     """Writes a page of a kind in SCRIPTS. Raises OSError, and ValueError for numbers that JSON lacks, such as NaN."""
-    style, script = (PARTS / "style.css").read_text("utf-8"), "".join(
-        (PARTS / name).read_text("utf-8") for name in SCRIPTS[kind]
-    )  # fmt: skip
+    read = lambda name: (PARTS / name).read_text("utf-8")
+    style, script = read("style.css"), "".join(map(read, SCRIPTS[kind]))
     told = json.dumps(data, separators=(",", ":"), allow_nan=False).translate(ESCAPED)  # ASCII: no line separator
     policy = f"default-src 'none'; script-src {source(script)}; style-src {source(style)}"
     slots = {"title": escape(title), "policy": f"{policy}; base-uri 'none'; form-action 'none'"}
-    page = Template((PARTS / "frame.html").read_text("utf-8"))
-    text = page.substitute(slots, kind=kind, style=style, data=BEGIN + told + END, script=script)
+    slots |= {"kind": kind, "style": style, "data": BEGIN + told + END, "script": script}
     whole = file.with_name(f"{file.name}.new")
-    whole.write_text(text, encoding="utf-8")
+    whole.write_text(Template(read("frame.html")).substitute(slots), encoding="utf-8")
     whole.replace(file)
 
 

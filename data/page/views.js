@@ -10,7 +10,7 @@ function withTags(text, tags) {
 }
 
 function fillText(node, box, width, height) {
-  const lines = Math.floor((height - 3) / SIZES.line);
+  const lines = Math.max(height < 16 ? 0 : 1, Math.floor((height - 3) / SIZES.line));
   const lower = node.read.length ? Math.floor(lines / 2) : 0;
   const text = (kind, content, lines) => {
     const made = el("bdi", { class: kind, dir: "auto" }, withTags(content.slice(0, 600), node.tree.tags));
