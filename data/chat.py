@@ -252,7 +252,7 @@ class Endpoint:
         except OSError as error:
             raise WebError(str(error), fault=True) from None
         if reply.end == "error" or not reply.text.strip():
-            told = reply.text.removeprefix("Error: ") or "the endpoint's answer holds no message."
+            told = reply.text.removeprefix("Error: ").strip() or "the endpoint's answer holds no message."
             raise WebError(told, fault=True)
         return reply.text.strip() + "…" * (reply.end == "length")
 

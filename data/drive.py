@@ -216,8 +216,9 @@ class Drive:
         for model in dict.fromkeys(model for model, _, _ in queue):
             rows, started = [row for row in queue if row[0] is model], time.perf_counter()
             replies = model([prompt for _, prompt, _ in rows])
+            seconds = (time.perf_counter() - started) / len(rows)
             for (*_, attempt), reply in zip(rows, replies):
-                attempt.seconds += (time.perf_counter() - started) / len(rows)
+                attempt.seconds += seconds
                 self._receive(attempt, 0, reply)
 
     def _collect(self) -> None:
@@ -229,7 +230,7 @@ class Drive:
 
     def _receive(self, attempt: Attempt, place: int, answer, call: ToolCall | None = None) -> None:
         request = attempt.requests[place]
-        self._keep(attempt, request, answer)
+        self._keep(attempt, request, answer, call)
         if isinstance(answer, Reply):
             if answer.end in ("error", "context"):
                 attempt.trouble = answer.text
@@ -243,7 +244,7 @@ class Drive:
         if not attempt.left:
             self._go_on(attempt, attempt.answers if attempt.several else attempt.answers[0])
 
-    def _keep(self, attempt: Attempt, request, answer) -> None:
+    def _keep(self, attempt: Attempt, request, answer, call: ToolCall | None) -> None:
         """Puts what was asked and answered among the turns, as messages."""
         if attempt.turns is None or answer is None:
             return
@@ -254,7 +255,7 @@ class Drive:
             attempt.turns.append({"role": "assistant" if own else "reader", "content": answer.text})
         else:
             asked = f"{request.text}\n" if isinstance(request, Use) else ""
-            shown = {"name": getattr(request, "tool", "call"), "outcome": answer.outcome}
+            shown = {"name": call.tool if call else "", "outcome": answer.outcome}
             attempt.turns.append({"role": "tool", **shown, "content": f"{asked}{answer.text[:KEPT_CHARS]}"})
 
     def _note(self, attempt: Attempt, request, reply: Reply) -> None:

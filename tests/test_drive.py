@@ -233,7 +233,7 @@ def run(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_agent_answers_twenty_questions_of_the_world(agent, known, run, tmp_path):
-    server = ChatServer(player(known), ["ok", "busy", "no text", "ok", "limited"])
+    server = ChatServer(player(known), ["ok", "no text"])
     flags = ["--count", "20", "--samples", "1", "--allow_unsafe_python", "--trajectories"]
     code, shown = run("--agent", agent, "--endpoint", server.url, "--model", "some-model", *flags)
     server.shutdown()

@@ -169,7 +169,7 @@ train --lr_scheduler_type linear
 train --report_to mlflow
     --report_to: expected one of 'none', 'tensorboard', 'wandb', 'trackio', found 'mlflow'
 train --metric bleu
-    --metric: expected one of '', 'em', 'f1', 'math', found 'bleu'
+    --metric: expected one of '', 'em', 'f1', 'math', 'gaia', found 'bleu'
 train --cache_mode off
     --cache_mode: expected one of 'online', 'offline', 'refresh', found 'off'
 train --tool_limits knife=1
