@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -328,11 +329,12 @@ def test_the_arms_of_experiments_are_commands_of_train():
 
 def test_an_experiment_measures_what_the_project_does():
     """Guards: functions of `train.py` and `eval.py` that have come to return something else."""
-    small = "--max_steps 1 --questions_per_step 1 --num_initial 4 --test_questions 1 --output_dir none"
-    learned = EXPERIMENTS["bonus"].measure(read_flags(f"{EXPERIMENTS['bonus'].flags} {small}".split()))
+    small = dict(max_steps=1, questions_per_step=1, num_initial=4, test_questions=1)
+    config = lambda name: replace(read_flags(f"{EXPERIMENTS[name].flags} --output_dir none".split()), **small)
+    learned = EXPERIMENTS["bonus"].measure(config("bonus"))
     assert learned["tokens sampled"] > 20 and learned["calls in training"] >= 1
     assert {learned["held-out accuracy"]} <= {0.0, 1.0}
-    looked = EXPERIMENTS["variance"].measure(read_flags(f"{EXPERIMENTS['variance'].flags} {small}".split()))
+    looked = EXPERIMENTS["variance"].measure(config("variance"))
     assert looked["groups alike"] in (0, 1) and 0 < looked["calls a leaf"] < 6
 
 
