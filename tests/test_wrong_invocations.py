@@ -414,16 +414,16 @@ train --dry_run --search serper --web_cache fresh.db
     --search serper: expected the environment variable SERPER_API_KEY, found no key
 train --dry_run --search brave
     --search brave: expected the environment variable BRAVE_API_KEY, found no key
-train --dry_run --search serper --web_cache words.db
+train --dry_run --search serper --web_cache words.db --cache_mode offline
     words.db: expected a file where answers can be kept, found that they cannot be kept (file is not a database)
-train --dry_run --search serper --web_cache other.db
+train --dry_run --search serper --web_cache other.db --cache_mode offline
     other.db: expected a cache of answers or a new file, found the table t
-train --dry_run --search serper --web_cache answers.db
+train --dry_run --search serper --web_cache answers.db --cache_mode offline
     answers.db: expected a cache of answers or a new file, found the table answers
-train --dry_run --search serper --web_cache nowhere/cache.db
-    nowhere/cache.db: expected a file where answers … , found that they cannot be kept (unable to open database
-train --dry_run --search serper --web_cache runs
-    runs: expected a file where answers can be kept, found that they cannot be kept (unable to open database file)
+train --dry_run --search serper --web_cache nowhere/cache.db --cache_mode offline
+    --cache_mode offline: expected a cache file (--web_cache), found none at 'nowhere/cache.db'
+train --dry_run --search serper --web_cache runs --cache_mode offline
+    --cache_mode offline: expected a cache file (--web_cache), found none at 'runs'
 train --dry_run --search serper --web_cache absent.db --cache_mode offline
     --cache_mode offline: expected a cache file (--web_cache), found none at 'absent.db'
 train --dry_run --reader ftp://localhost
@@ -739,9 +739,9 @@ tools import answers.json theirs.db
 tools import answers.json answers.db
     answers.db: expected a cache of answers or a new file, found the table answers
 tools import answers.json nowhere/cache.db
-    nowhere/cache.db: expected a file where answers … , found that they cannot be kept (unable to open database
+    --cache_mode offline: expected a cache file (--web_cache), found none at 'nowhere/cache.db'
 tools import answers.json runs
-    runs: expected a file where answers can be kept, found that they cannot be kept (unable to open database file)
+    --cache_mode offline: expected a cache file (--web_cache), found none at 'runs'
 tools import answers.json cache.db "search serper 3" more
     expected index corpus.jsonl, or import … , found import answers.json cache.db search serper 3 more
 tools import folder.jsonl cache.db
