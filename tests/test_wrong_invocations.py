@@ -739,9 +739,9 @@ tools import answers.json theirs.db
 tools import answers.json answers.db
     answers.db: expected a cache of answers or a new file, found the table answers
 tools import answers.json nowhere/cache.db
-    --cache_mode offline: expected a cache file (--web_cache), found none at 'nowhere/cache.db'
+    nowhere/cache.db: expected a file where answers … , found that they cannot be kept (unable to open database
 tools import answers.json runs
-    --cache_mode offline: expected a cache file (--web_cache), found none at 'runs'
+    runs: expected a file where answers can be kept, found that they cannot be kept (unable to open database file)
 tools import answers.json cache.db "search serper 3" more
     expected index corpus.jsonl, or import … , found import answers.json cache.db search serper 3 more
 tools import folder.jsonl cache.db
