@@ -41,6 +41,7 @@ def one_step(monkeypatch, module, serve):
     return channel.rows
 
 
+@pytest.mark.slow
 def test_memory_and_decode_at_small_size(monkeypatch, capsys):
     import decode
     import memory
@@ -58,6 +59,7 @@ def test_memory_and_decode_at_small_size(monkeypatch, capsys):
     assert milliseconds > 0 and 0 < least < milliseconds
 
 
+@pytest.mark.slow
 def test_ablations_grow_the_same_trees_and_have_the_same_gradient(monkeypatch):
     import ablations
 
@@ -110,6 +112,7 @@ def test_a_recorded_deep_search_is_replayed_without_a_network(tmp_path, monkeypa
     assert "not in the cache" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [["parity", "memory", "decode"], pytest.param(["steps"], marks=pytest.mark.slow)])
 def test_the_day_with_a_gpu_is_rehearsed(tmp_path, monkeypatch, parts):
     """Guards: a GPU that is lent for an hour, and a script that fails in its third part and keeps nothing."""

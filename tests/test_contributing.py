@@ -120,6 +120,7 @@ assert box.counts == {("weekday", "ok"): 3, ("weekday", "error"): 1}
 """
 
 
+@pytest.mark.slow
 def test_a_tool(tmp_path):
     run(copy_of_the_project(tmp_path, "A tool"), "-c", USE_A_TOOL)
 
@@ -159,6 +160,7 @@ assert torch.allclose(found, wanted) and found[1].abs().max() == 0, found
 """
 
 
+@pytest.mark.slow
 def test_a_method_and_an_advantage_estimator(tmp_path):
     project = copy_of_the_project(tmp_path, *ADDED)  # they do not get in each other's way
     small = "--max_steps 1 --questions_per_step 2 --num_generations 4 --eval_questions 2 --test_questions 2 --threads 1"

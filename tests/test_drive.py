@@ -231,7 +231,10 @@ def run(monkeypatch, tmp_path, capsys):
     return command
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+FIRST = "search-o1"  # the others take as long
+
+
+@pytest.mark.parametrize("agent", [FIRST, *(pytest.param(a, marks=pytest.mark.slow) for a in AGENTS if a != FIRST)])
 def test_every_agent_answers_twenty_questions_of_the_world(agent, known, run, tmp_path):
     server = ChatServer(player(known), ["ok", "no text"])
     flags = ["--count", "20", "--samples", "1", "--allow_unsafe_python", "--trajectories"]

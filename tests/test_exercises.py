@@ -96,6 +96,7 @@ def write(copy, number, text):
     file.write_text(file.read_text().replace(line.strip(), text))
 
 
+@pytest.mark.slow
 def test_a_students_own_process(copy, monkeypatch, capsys):
     """As a student has it: the right, the wrong, the endless, the blank, and one who reads the solution."""
     write(copy, 5, "own += [1] * len(turn_ids) + [0] * len(result_ids)")
@@ -327,6 +328,7 @@ def test_the_arms_of_experiments_are_commands_of_train():
         assert len(set(map(str, configs))) == len(experiment.arms) >= 3
 
 
+@pytest.mark.slow
 def test_an_experiment_measures_what_the_project_does():
     """Guards: functions of `train.py` and `eval.py` that have come to return something else."""
     small = dict(max_steps=1, questions_per_step=1, num_initial=4, test_questions=1)

@@ -39,6 +39,7 @@ TINY = "--data world --num_generations 4 --questions_per_step 4 --max_steps 2 --
 TINY += "--test_questions 3 --num_initial 1 --warmup_steps 1 --lr_scheduler_type constant"
 
 
+@pytest.mark.slow
 def test_a_cell_is_run_once_and_alone(tmp_path, monkeypatch):
     """End to end on the built-in world. Guards: a finished cell that is run again, and two runners in one cell."""
     monkeypatch.setattr(run, "RESULTS", tmp_path)

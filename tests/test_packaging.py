@@ -74,6 +74,7 @@ def test_an_installation_adds_one_name(installed):
     assert {file.name for file in (installed / "bin").iterdir()} == {"arpo"}
 
 
+@pytest.mark.slow
 def test_it_runs_from_an_empty_directory(installed, tmp_path):
     command = [sys.executable, "-m", "arpo_rl", "train", "--dry_run", "--algo", "grpo", "--max_steps", "7"]
     plan = run(*command, cwd=tmp_path, PYTHONPATH=str(installed))

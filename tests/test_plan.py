@@ -37,7 +37,9 @@ def plans(name: str) -> list[tuple[int, int, MemoryPlan]]:
     return [made for made in all_of_them if isinstance(made[2], MemoryPlan)]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n not in ("1.5B", "7B") else ()) for n in SHAPES]
+)
 def test_a_plan_fits_by_the_memory_model(name):
     """Guards: a rule of thumb that overlooks logits, masks, the fed cache's copy or an adapter's inputs."""
     card, tokens, plan = plans(name)[0]

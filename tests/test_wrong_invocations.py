@@ -18,6 +18,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -887,9 +888,17 @@ def fill_runs(place):
 def contents(place):
     """What lies in a folder: of each file and folder its name and what it holds."""
     return {
-        str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        str(path.relative_to(place)): digest(path, path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns)
+        if path.is_file()
+        else "folder"
         for path in sorted(place.rglob("*"))
     }
+
+
+@cache
+def digest(path, *_written):
+    """Computed again where a file has been written since."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def call_in_process(words, monkeypatch):
