@@ -126,6 +126,7 @@ def test_the_whole_course_is_graded_in_seconds(tmp_path):
         assert verdict.right and os.times().children_user - started < 10
 
 
+@pytest.mark.slow  # after the one above, whose copy it looks at
 def test_what_a_student_changed_can_be_made_again(copy):
     made = json.loads(json.dumps(copy.changes()))
     assert set(made) == {"advantage.py", "data/format.py"}
