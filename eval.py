@@ -397,6 +397,7 @@ def ask(config: EvalConfig) -> None:
     if config.html:
         view = tree_view(config.model, scored, advantages, policy.tokenizer, config)
         write_page(Path(config.html), "tree", question.question, {"trees": [view]})
+        print(f"{config.html}: open it in a browser", file=sys.stderr)
     if alone:
         print(steps_text(scored, policy.tokenizer))
     else:

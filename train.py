@@ -235,6 +235,7 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
     where = f"the best model by dev accuracy, of step {run.best_step}, is in {run.folder}"
     print(f"trained for {totals['seconds']:.0f} s; {where}")
     print("plots:", *plots)
+    print(f"to look at it all, open {run.folder / 'index.html'} in a browser")
 
 
 def shown_trees(title: str, policy: Policy, test: Task, config: TrainConfig) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from exercises.course import Exercise, load_course
 from exercises.patches import ROOT, blanked, project_modules, source
 
 KEPT = "LICENSE", "requirements.txt"  # beside the modules and the built-in models
-ABOUT, ATTEMPTS, MISTAKES = "student.json", "attempts.jsonl", "mistakes.json"
+ABOUT, ATTEMPTS = "student.json", "attempts.jsonl"
 HIDDEN = "left out of this copy, since it would give exercise {} away"
 
 
@@ -101,9 +101,10 @@ def make_copy(folder: Path, name: str, seed: int) -> Copy:
 def worksheet(course: Iterable[Exercise], name: str) -> str:
     lines = [
         f"# Exercises of {name}\n",
-        "Each place below raises an error until it is written. Work on them in any order, in this folder; "
-        "`python -m exercises grade`, in the checkout, says in seconds what is right. What works here then is ARPO, "
-        "yours: `python train.py`.\n",
+        "Each place below raises an error until it is written: search for `exercise 3:` to find it. Work on them in "
+        "any order, in this folder. Whether they are right is said in seconds, in the checkout:\n",
+        f"    cd {ROOT}\n    python -m exercises grade\n",
+        "When all are, what works here is ARPO, yours: `python train.py`. Until then it stops at what is missing.\n",
     ]
     for exercise in course:
         places = ", ".join(f"`{place}`" for place in exercise.places)

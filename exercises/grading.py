@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exercises.copies import MISTAKES, Copy, version_of_sources
+from exercises.copies import Copy, version_of_sources
 from exercises.course import Exercise, Mistake, close
 from exercises.patches import ROOT
 
+KNOWN = ROOT / "exercises" / ".known"  # what the known mistakes answer, by seed; no student needs to see it
 SECONDS = 10  # of processor time for an exercise; the first needs some to load what the project stands on
 PATIENCE = 300  # seconds by the clock, after which the student's process is ended
 
@@ -38,7 +39,7 @@ def grade(copy: Copy, exercises: list[Exercise], seed: int) -> list[Verdict]:
     found = run_student(copy.folder, exercises, cases)
     open_ones = [e for e in exercises if found[e.number].get("answers") and not found[e.number].get("error")]
     wrong = [e for e in open_ones if not close(found[e.number]["answers"], right_answers(e, seed))]
-    known = mistakes_of(wrong, seed, copy.folder / MISTAKES if seed == copy.seed else None) if wrong else {}
+    known = mistakes_of(wrong, seed, KNOWN / f"{seed}.json" if seed == copy.seed else None) if wrong else {}
     return [judge(e, cases[e.number], found[e.number], known.get(e.number, {})) for e in exercises]
 
 
@@ -60,9 +61,9 @@ def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, li
         return Verdict(number, "right")
     for mistake, same in agreeing(exercise, answers, wrong, known):
         more = "" if same == wrong else "\nSomething else is wrong as well."
-        differs = contrast(cases[same[0]], answers[same[0]], expected[same[0]])
+        differs = contrast(exercise, cases[same[0]], answers[same[0]], expected[same[0]])
         return Verdict(number, "known", mistake.name, f"{mistake.why}{more}\n{differs}")
-    differs = contrast(cases[wrong[0]], answers[wrong[0]], expected[wrong[0]])
+    differs = contrast(exercise, cases[wrong[0]], answers[wrong[0]], expected[wrong[0]])
     return Verdict(number, "wrong", text=f"This is none of the known mistakes.\n{differs}")
 
 
@@ -75,12 +76,13 @@ def agreeing(exercise: Exercise, answers: list, wrong: list[int], known: dict) -
     return sorted((pair for pair in found if wrong[-1] in pair[1]), key=lambda pair: -len(pair[1]))
 
 
-def contrast(case: Any, found: Any, expected: Any) -> str:
+def contrast(exercise: Exercise, case: Any, found: Any, expected: Any) -> str:
     """The smallest input that failed, and both answers; of a table of answers, only those that differ."""
     if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
         keys = [key for key in expected if not close(found[key], expected[key])]
         found, expected = ({key: answer[key] for key in keys} for answer in (found, expected))
-    return f"smallest input: {show(case)}\nexpected: {show(expected)}\nfound:    {show(found)}"
+    told = f"({exercise.told})\n" if exercise.told else ""
+    return f"{told}smallest input: {show(case)}\nexpected: {show(expected)}\nfound:    {show(found)}"
 
 
 def show(value: Any) -> str:
@@ -131,5 +133,6 @@ def mistakes_of(exercises: list[Exercise], seed: int, cache: Path | None) -> dic
         cases = e.cases(seed)
         kept[str(e.number)] = {mistake.name: e.answers(cases, mistake) for mistake in e.mistakes}
     if lacking and cache:
+        cache.parent.mkdir(exist_ok=True)
         cache.write_text(json.dumps(kept), encoding="utf-8")
     return {e.number: kept[str(e.number)] for e in exercises}

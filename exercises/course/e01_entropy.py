@@ -63,6 +63,12 @@ EXERCISE = Exercise(
             "differ.",
         ),
         Mistake(
+            "the sign",
+            RIGHT,
+            "entropies = logp.exp().mul_(logp).nan_to_num_().sum(-1, keepdim=True)",
+            "The mean of ln p is negative: a surprise is -ln p. An entropy is never below 0.",
+        ),
+        Mistake(
             "the drawn token's surprise",
             "entropies.double()], dim=1)",
             "-logp.gather(-1, tokens).double()], dim=1)",

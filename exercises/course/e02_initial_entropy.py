@@ -50,7 +50,8 @@ EXERCISE = Exercise(
     minutes=20,
     core=True,
     task="Set `row.last_entropy`, the mean entropy of the first k tokens of the turn that was just sampled; "
-    "`row.initial_entropy`, that of the path's first turn; and `entropy`, H_t, what the branch rule sees.",
+    "`row.initial_entropy`, that of the path's first turn; and `entropy`, H_t, what the branch rule sees. "
+    '(`entropy_timing` "before", for which hint 2 has a word, may be left aside.)',
     idea="A jump is measured against the same path's beginning, over the tokens that follow the result.",
     misconception="the entropy after a tool's result is known when the tool returns",
     question="When is H_t of a result known: before the tool runs, when it returns, or a turn later? Why does a fork "
@@ -65,6 +66,7 @@ EXERCISE = Exercise(
         "exercise 2: set entropy, H_t of the result after which this turn was sampled",
     ),
     modules=("rollout",),
+    told="turns: the entropies of their tokens; an answer has [the turn's own, H_initial, H_t] for each turn",
     hints=(
         "k is `self.config.entropy_tokens`; a turn may be shorter than that, so divide by how many there are.",
         "`sample` is called once a turn: H_initial must be set at the first one only. H_t is about the turn that was "
@@ -99,6 +101,12 @@ EXERCISE = Exercise(
             "measured = turn.entropies",
             "You took the mean over the whole turn. What a result does shows in the first k tokens; in a long turn the "
             "rest drowns it.",
+        ),
+        Mistake(
+            "the last k tokens",
+            "measured = turn.entropies[: self.config.entropy_tokens]",
+            "measured = turn.entropies[-self.config.entropy_tokens :]",
+            "You took the last k tokens of the turn. What a result does shows at the turn's beginning, right after it.",
         ),
         Mistake(
             "divided by k",

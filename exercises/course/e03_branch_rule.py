@@ -13,7 +13,9 @@ def cases(rng):
         while len(jumps) < count:  # jumps of different sizes, those of the last case all upwards
             jump = round(rng.uniform(0.1 if count == 5 else -0.4, 1.5), 2)
             jumps += [jump] * (all(abs(jump - other) > 0.05 for other in jumps) and abs(jump) > 0.05)
-        places = [[h, round(h + jump, 2)] for h, jump in zip(first, sorted(jumps))]  # the largest jump last
+        order = {1: [0], 2: [0, 1], 3: [0, 2, 1], 5: [1, 4, 0, 3, 2]}[count]  # the largest neither first nor last
+        jumps = [sorted(jumps)[rank] for rank in order]
+        places = [[h, round(h + jump, 2)] for h, jump in zip(first, jumps)]
         config = {"base_prob": 0.5, "entropy_weight": 0.3, "threshold": 0.5, "fan_out": fan_out}
         drawn.append({"places": places, "budget": budget, **config})
     drawn[0]["places"][0] = [1.25, 1.25]  # nothing happened
@@ -81,6 +83,7 @@ EXERCISE = Exercise(
         "exercise 3: return P_t and bar (cfg.base_prob is α, cfg.entropy_weight β)",
     ),
     modules=("rollout",),
+    told="places: [H_initial, H_t] of each; an answer has [ΔH, P_t, bar, new paths] for each",
     hints=(
         "Go through the places in the order of falling P_t: sorted(range(len(places)), key=...).",
         "A place above the bar gets `fan_out` new paths, or what is left: `self.budget` less what was granted so far.",
@@ -104,6 +107,24 @@ EXERCISE = Exercise(
             "sorted(range(len(places)), key=lambda i: -odds[i][0])",
             "range(len(places))",
             "You served the places in their order. The first path got the last fork, though a later one jumped higher.",
+        ),
+        Mistake(
+            "lowest first",
+            "key=lambda i: -odds[i][0]",
+            "key=lambda i: odds[i][0]",
+            "You served the lowest P_t first. Where the budget is short, the largest jump gets nothing.",
+        ),
+        Mistake(
+            "H_initial less H_t",
+            "round(place.entropy - place.start.initial_entropy, 6)",
+            "round(place.start.initial_entropy - place.entropy, 6)",
+            "Your ΔH has the other sign: it is positive where the policy became more certain, so it forks there.",
+        ),
+        Mistake(
+            "below the bar",
+            "odds[i][0] > odds[i][1]",
+            "odds[i][0] < odds[i][1]",
+            "You fork where P_t lies below the bar. A place forks where P_t exceeds it.",
         ),
         Mistake(
             "no budget",

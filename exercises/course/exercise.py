@@ -45,6 +45,7 @@ class Exercise:
     modules: tuple[str, ...]  # that the probe needs anew, in the order of their imports
     hints: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
+    told: str = ""  # what the lists of inputs and answers hold
     hides: tuple[Blank, ...] = ()  # places that would give the answer away
     code: ModuleType | None = field(default=None, compare=False)
 
