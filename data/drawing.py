@@ -23,7 +23,7 @@ def tree_text(scored: Scored, advantages, tokenizer, width: int) -> str:
     """The drawn tree and the accepted answer; advantages (M,)."""
     drawn = printable(draw_tree(scored.tree, tokenizer, scored.rewards, advantages, width))
     known = ", ".join(scored.question.answers) or "unknown (rewards show the format alone)"
-    return f"{drawn}\n\naccepted answer: {known}"
+    return f"{drawn}\n\nright answer: {known}"
 
 
 def draw_tree(tree: Tree, tokenizer, rewards=None, advantages=None, width: int = 110) -> str:
