@@ -174,10 +174,9 @@ def test_tir_of_the_built_in_model_is_the_policy_itself():
 # ---------------------------------------------------------------------------------- from end to end
 
 
-def oracle(split="test"):
-    """What a world's question needs searched for, and its answer."""
-    world = world_of("world", split)
-    known = {}
+def oracle(name):
+    """What a world's questions need searched for first, and their answers."""
+    world, known = world_of(name, "test"), {}
     for question in world.questions(20, 3):
         (*actions, last) = world.expert(question)
         search = next((action.content for action in actions if action.tool == "search"), "")
@@ -212,11 +211,6 @@ def player(known):
     return say
 
 
-@pytest.fixture(scope="module")
-def known():
-    return oracle()
-
-
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     def command(*argv):
@@ -231,13 +225,15 @@ def run(monkeypatch, tmp_path, capsys):
     return command
 
 
-FIRST = "search-o1"  # the others take as long
+SLOW = [(agent, world) for world in ("world", "trails") for agent in AGENTS if (agent, world) != ("search-o1", "world")]
 
 
-@pytest.mark.parametrize("agent", [FIRST, *(pytest.param(a, marks=pytest.mark.slow) for a in AGENTS if a != FIRST)])
-def test_every_agent_answers_twenty_questions_of_the_world(agent, known, run, tmp_path):
-    server = ChatServer(player(known), ["ok", "no text"])
-    flags = ["--count", "20", "--samples", "1", "--allow_unsafe_python", "--trajectories"]
+@pytest.mark.parametrize(
+    "agent, world", [("search-o1", "world"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)]
+)
+def test_every_agent_answers_twenty_questions_of_each_world(agent, world, run, tmp_path):
+    server = ChatServer(player(oracle(world)), ["ok", "no text"])
+    flags = ["--data", world, "--count", "20", "--samples", "1", "--allow_unsafe_python", "--trajectories"]
     code, shown = run("--agent", agent, "--endpoint", server.url, "--model", "some-model", *flags)
     server.shutdown()
     assert code == 0, shown.err
