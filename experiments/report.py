@@ -247,10 +247,10 @@ def differences(cells: Cells, pairs: Pairs) -> list[str]:
     rows, lines = [], []
     for arm, other in pairs:
         ends = [end_difference(cells, arm, other, answers).text() for answers in ("sampled", "greedy")]
-        found = [area_difference(cells, arm, other, axis) for axis in AXES]
+        found = [area_difference(cells, arm, other, axis) for axis in (*AXES, "steps")]
         rows.append([f"`{arm}` - `{other}`", str(found[0].n), *(one.text() for one in found), *ends])
         lines.append(f"- {in_words(arm, other, found[0], 'mean accuracy for equal tool calls')}")
-    head = ["arms", "seeds", *(f"equal {name}" for name in AXES.values()), "end, sampled", "end, greedy"]
+    head = ["arms", "seeds", *(f"equal {name}" for name in AXES.values()), "equal steps", "end, sampled", "end, greedy"]
     return [table(" | ".join(head), rows), "\n".join(lines)] if pairs else ["Not run yet."]
 
 
@@ -281,8 +281,8 @@ def learns(cells: Cells, probes) -> list[str]:
         "The bands are one standard error over seeds; paired differences are surer than they look. In points: mean "
         "accuracy while both arms spend the same (the area between the curves up to where the shorter one ends), and "
         "accuracy on held-out questions after the last step, whatever each had spent by then. An arm that calls less "
-        "takes more optimizer steps for its calls, at one learning rate for all; so it is compared with fewer leaves "
-        "without forks, too.",
+        "takes more optimizer steps for its calls, at one learning rate for all. So each is also compared by steps, "
+        "whatever a step costs, and with fewer leaves without forks.",
         *differences(cells, pairs),
         "What an arm needs for equal accuracy, in percent more (+) or less (-) than the other, nine tenths of the way "
         "from the start to the lower of their best mean accuracies (the paper's figure 7; jackknife over seeds):",
