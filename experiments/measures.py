@@ -94,8 +94,10 @@ def curve(cells: Cells, arm: str, seed: int, axis: str) -> tuple[np.ndarray, np.
     cell, start = cells[arm][seed], cells["start"][seed]["dev"]["accuracy"]
     if arm == "start":
         return np.zeros(1), 100 * np.array(start)
-    cost = cell["curve"].get(axis, np.ones(len(cell["curve"]["reward"])))  # a step is one for everybody
-    spent = np.cumsum(cost)[np.array(cell["dev"]["step"]) - 1]
+    steps = np.array(cell["dev"]["step"])
+    if axis == "steps":
+        return np.array([0.0, *steps]), 100 * np.array([*start, *cell["dev"]["accuracy"]])
+    spent = np.cumsum(cell["curve"][axis])[steps - 1]
     return np.array([0.0, *spent]), 100 * np.array([*start, *cell["dev"]["accuracy"]])
 
 
