@@ -183,7 +183,7 @@ def bug(flags) -> int:
     about = copy.folder / "hunt.json"
     if not flags.check:
         seed = copy.seed if flags.seed is None else flags.seed
-        print("two short runs are made, which takes a minute or two", flush=True)
+        print("two short runs are made, which takes one to three minutes", flush=True)
         hunt.plant(hunt.Hunt.of(copy, seed, flags.level))
         about.write_text(json.dumps({"seed": seed, "level": flags.level}), encoding="utf-8")
         print(f"{copy.folder / 'hunt'} has the runs A and B, answer.txt and test_hunt.py, both for you to fill in.")
@@ -239,7 +239,8 @@ def summary(flags) -> int:
 
 def regrade(flags) -> int:
     """everybody's code on other inputs"""
-    print(classroom.regrade(classroom.read_submissions(flags.files), flags.seed))
+    for line in classroom.regrade(classroom.read_submissions(flags.files), flags.seed):
+        print(line, flush=True)
     return 0
 
 

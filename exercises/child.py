@@ -78,7 +78,9 @@ def too_long(number, frame) -> None:
 def place(error: BaseException, folder: Path) -> str:
     """The last line of the student's own files that the error passed, or the line that Python could not read."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{Path(error.filename).name}:{error.lineno}: {(error.text or '').strip()}"
+        file = Path(error.filename)
+        inside = file.relative_to(folder) if file.is_relative_to(folder) else file.name
+        return f"{inside}:{error.lineno}: {(error.text or '').strip()}"
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(folder))]
     if not own:
         return ""

@@ -8,7 +8,7 @@ a process with limits (`child.py`), which is no protection against malice; grade
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from exercises import grading
@@ -16,6 +16,7 @@ from exercises.bugs import BUGS
 from exercises.copies import ABOUT, Copy, blank_texts, edited, version_of_sources, write_project
 from exercises.course import Exercise, load_course
 from exercises.experiments import EXPERIMENTS, pooled
+from exercises.hunt import Hunt
 
 
 def submission(copy: Copy) -> dict:
@@ -31,7 +32,7 @@ def submission(copy: Copy) -> dict:
 
 
 def read_submissions(files: Iterable[Path]) -> dict[str, dict]:
-    """By name. Raises ValueError for a file that is none, or two of one name."""
+    """By name; of two by one student the later one. Raises ValueError for a file that is none, or two of one name."""
     found: dict[str, dict] = {}
     for file in files:
         try:
@@ -40,9 +41,10 @@ def read_submissions(files: Iterable[Path]) -> dict[str, dict]:
         except (ValueError, LookupError, TypeError) as error:
             told = f"found {type(error).__name__}: {error}"
             raise ValueError(f"{file}: expected a file that `submit` wrote, {told}") from None
-        if name in found:
-            raise ValueError(f"{file}: expected one submission for each student, found a second of {name}")
-        found[name] = handed_in
+        if name in found and found[name]["seed"] != handed_in["seed"]:
+            raise ValueError(f"{file}: expected one student of each name, found two called {name}")
+        if name not in found or len(handed_in["attempts"]) >= len(found[name]["attempts"]):
+            found[name] = handed_in
     return found
 
 
@@ -57,7 +59,7 @@ def pool(handed_in: dict[str, dict]) -> str:
         if twice := [student for student, run in runs.items() if seeds[run["seed"]] > 1]:
             raise ValueError(f"{name}: expected a seed for each student, found one seed in {', '.join(twice)}")
         missing = [student for student in handed_in if student not in runs]
-        parts.append(pooled(name, runs) + (f"\nnot handed in: {', '.join(missing)}" if missing else ""))
+        parts.append(pooled(name, runs) + (f"\nwithout this experiment: {', '.join(missing)}" if missing else ""))
     if not parts:
         raise ValueError("expected submissions with an experiment, found none (python -m exercises experiment NAME)")
     return "\n\n".join(parts)
@@ -69,22 +71,38 @@ def pool(handed_in: dict[str, dict]) -> str:
 def summary(handed_in: dict[str, dict]) -> str:
     """Students by exercises, attempts until right; then which mistakes were made, by how many students."""
     course = load_course()
-    lines = [f"{'':16s}" + "".join(f"{exercise.number:>6d}" for exercise in course) + "   hints  minutes"]
+    lines = [f"{'':16s}" + "".join(f"{exercise.number:>6d}" for exercise in course) + "  hunt  hints  minutes"]
     made: dict[tuple[int, str], set[str]] = {}
+    open_still: dict[tuple[int, str], set[str]] = {}
     for student, handed in handed_in.items():
         notes = handed["attempts"]
         tried = [note for note in notes if "exercise" in note]
+        last = {note["exercise"]: note for note in tried}
         for note in tried:
-            if note["mistake"]:
-                made.setdefault((note["exercise"], note["mistake"]), set()).add(student)
+            if note["kind"] in ("known", "wrong", "error"):
+                what = (
+                    note["exercise"],
+                    note["mistake"] or {"wrong": "another mistake", "error": "an error"}[note["kind"]],
+                )
+                made.setdefault(what, set()).add(student)
+                if last[note["exercise"]] == note:
+                    open_still.setdefault(what, set()).add(student)
         times = [note["time"] for note in notes]
         minutes = (max(times) - min(times)) / 60 if times else 0
         cells = [attempts_of([note for note in tried if note["exercise"] == exercise.number]) for exercise in course]
         hints = sum("hint" in note for note in notes)
-        lines.append(f"{student:16.16s}" + "".join(f"{cell:>6s}" for cell in cells) + f"{hints:8d}{minutes:9.0f}")
-    lines.append("A number: right at that attempt. x: tried and not right. Empty: not tried.\n")
+        hunt = max((len(note["hunt"]) for note in notes if "hunt" in note), default="")
+        row = "".join(f"{cell:>6s}" for cell in cells) + f"{hunt:>6}{hints:7d}{minutes:9.0f}"
+        lines.append(f"{student:16.16s}" + row)
+    lines.append("A number: right at that attempt. x: tried and not right. Empty: not tried. hunt: of five points.\n")
     for (number, mistake), students in sorted(made.items(), key=lambda item: (-len(item[1]), item[0])):
-        lines.append(f"{len(students):3d} of {len(handed_in)}  exercise {number}: {mistake}")
+        now = ", ".join(sorted(open_still.get((number, mistake), ())))
+        still = f"; still open: {now}" if now else ""
+        lines.append(f"{len(students):3d} of {len(handed_in)}  exercise {number}: {mistake}{still}")
+    for student, handed in handed_in.items():
+        for name, run in handed["experiments"].items():
+            if run.get("predicted"):
+                lines.append(f"{student} predicted for {name}: {run['predicted']}")
     return "\n".join(lines)
 
 
@@ -93,22 +111,23 @@ def attempts_of(notes: list[dict]) -> str:
     return str(right) if right else "x" if notes else ""
 
 
-def regrade(handed_in: dict[str, dict], seed: int) -> str:
-    """Everybody's code on new inputs: right, wrong, error or blank, whatever the student's own copy had said."""
+def regrade(handed_in: dict[str, dict], seed: int) -> Iterator[str]:
+    """Everybody's code on new inputs, a line for each student as it is done; * where it is not what it had been."""
     course = load_course()
-    lines = [f"{'':16s}" + "".join(f"{exercise.number:>7d}" for exercise in course) + f"   with seed {seed}"]
+    yield f"{'':16s}" + "".join(f"{exercise.number:>7d}" for exercise in course) + f"   with seed {seed}"
     for student, handed in handed_in.items():
-        verdicts = grade_again(handed, course, seed)
-        lines.append(f"{student:16.16s}" + "".join(f"{verdict.kind:>7s}" for verdict in verdicts))
-    return "\n".join(lines)
+        before = {note["exercise"]: note["kind"] for note in handed["attempts"] if "exercise" in note}
+        kinds = [(v.kind, v.kind != before.get(v.number, "blank")) for v in grade_again(handed, course, seed)]
+        yield f"{student:16.16s}" + "".join(f"{kind + '*' * changed:>7s}" for kind, changed in kinds)
+    yield "known: a known mistake. *: another verdict than the student's last one."
 
 
 def grade_again(handed: dict, course: list[Exercise], seed: int) -> list[grading.Verdict]:
     """Raises ValueError if the submission is of another version of the project."""
     if handed["version"] != (own := version_of_sources()):
         raise ValueError(f"{handed['name']}: expected a submission of this version, {own}, found {handed['version']}")
-    texts = blank_texts()
-    texts |= {file: edited(texts[file], made) for file, made in handed["changes"].items() if file in texts}
+    blank = blank_texts()
+    texts = blank | {file: edited(blank[file], made) for file, made in handed["changes"].items() if file in blank}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "copy")
         write_project(folder, texts)
@@ -131,5 +150,7 @@ def rubric(exercises: list[Exercise], bugs: bool = False) -> str:
         )
     if bugs:
         rows = "\n".join(f"| {b.name} | {b.level} | `{b.place}` | {b.shows} | `{b.caught_by}` |" for b in BUGS)
+        seeds = "\n".join(f"`bug --seed {seed}`: {Hunt.planted(seed, 0)}" for seed in range(1, 10))
+        rows += f"\n\n{seeds}"
         pages.append(f"# Bugs\n\n| bug | level | place | what shows it | caught by |\n|---|---|---|---|---|\n{rows}\n")
     return "\n".join(pages)

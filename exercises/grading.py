@@ -21,6 +21,9 @@ SECONDS = 10  # of processor time for an exercise; the first needs some to load 
 PATIENCE = 300  # seconds by the clock, after which the student's process is ended
 
 
+UNREADABLE = "SyntaxError", "IndentationError", "TabError"  # of one file, which others need
+
+
 @dataclass(frozen=True)
 class Verdict:
     number: int
@@ -54,6 +57,9 @@ def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, li
         return Verdict(number, "blank", text=found["blank"])
     expected = [exercise.expected(case) for case in cases]
     wrong = [n for n, (a, b) in enumerate(zip(answers, expected)) if not close(a, b)]
+    files = tuple(blank.file for blank in exercise.blanks)
+    if found.get("error", "").startswith(UNREADABLE) and not found["at"].startswith(files):
+        return Verdict(number, "blank", text=f"waits for {found['at']}")
     if "error" in found:
         case = f"\ninput: {show(cases[len(answers)])}" if 0 < len(answers) < len(cases) else ""
         return Verdict(number, "error", text=f"{found['error']}\n{found['at']}{case}")
@@ -63,7 +69,9 @@ def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, li
         more = "" if same == wrong else "\nSomething else is wrong as well."
         differs = contrast(exercise, cases[same[0]], answers[same[0]], expected[same[0]])
         return Verdict(number, "known", mistake.name, f"{mistake.why}{more}\n{differs}")
-    differs = contrast(exercise, cases[wrong[0]], answers[wrong[0]], expected[wrong[0]])
+    # Rounding is told last: where something is wrong to the eye, that is shown.
+    first = next((n for n in wrong if not close(answers[n], expected[n], rel=1e-3, near=1e-3)), wrong[0])
+    differs = contrast(exercise, cases[first], answers[first], expected[first])
     return Verdict(number, "wrong", text=f"This is none of the known mistakes.\n{differs}")
 
 

@@ -64,8 +64,18 @@ class Hunt:
     @classmethod
     def of(cls, copy: Copy, seed: int, level: int) -> "Hunt":
         """The same for the same seed. Levels: 1 is easy to find, 0 is any."""
+        return cls(copy.folder / "hunt", *cls._drawn(seed, level))
+
+    @staticmethod
+    def _drawn(seed: int, level: int) -> tuple[Bug, str]:
         rng = Random(f"{seed}/hunt")
-        return cls(copy.folder / "hunt", rng.choice([b for b in BUGS if level in (0, b.level)]), rng.choice("AB"))
+        return rng.choice([bug for bug in BUGS if level in (0, bug.level)]), rng.choice("AB")
+
+    @classmethod
+    def planted(cls, seed: int, level: int) -> str:
+        """For the teacher: which bug a seed means, and in which run."""
+        bug, run = cls._drawn(seed, level)
+        return f"{bug.name}, in run {run}"
 
     def texts(self, run: str) -> dict[str, str]:
         return swapped([UNGUARDED, self.bug.swap] if run == self.bugged else [UNGUARDED])
@@ -134,7 +144,12 @@ def read_answer(file: Path) -> dict[str, str]:
 def run_tests(folders: list[Path], tests: list[str]) -> list[int]:
     """pytest's exit code in each folder: 0 passed, 1 failed, else it did not run. What it said is in the file `log`."""
     jobs = [
-        {"folder": str(folder), "command": "pytest", "arguments": [test], "log": str(folder / "log")}
+        {
+            "folder": str(folder),
+            "command": "pytest",
+            "arguments": [test, "-p", "no:warnings"],
+            "log": str(folder / "log"),
+        }
         for folder, test in zip(folders, tests)
     ]
     return run_jobs(jobs)

@@ -61,6 +61,7 @@ EXERCISE = Exercise(
     "from ids?",
     blanks=(Blank("data/format.py", "encode_turns", "own +="),),
     asks=("exercise 5: extend own for this turn, whose tokens are turn_ids and then result_ids",),
+    told="turns: what the policy wrote, and the result; an answer has the ones in the prompt, and the mask behind it",
     modules=("data.format",),
     hints=(
         "`own` must stay as long as `ids`, to which `turn_ids` and then `result_ids` were added.",

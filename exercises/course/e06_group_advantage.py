@@ -48,6 +48,7 @@ EXERCISE = Exercise(
     blanks=(Blank("advantage.py", "centred", ""),),
     asks=("exercise 6: return the centred rewards, of the same shape as rewards",),
     modules=("advantage",),
+    told="rewards of the groups; an answer has what comes of them, and how many exact zeros groups of equal ones gave",
     hints=(
         "`keepdim=True` lets a mean over the last axis be taken from each of its members.",
         "The mean of seven times 0.1 is not 0.1 for a computer. Compare the largest with the smallest of a group.",
