@@ -89,8 +89,8 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
 
 def test_torchrun_trains_as_one_process_does(tmp_path):
     settings = (
-        "--max_steps 2 --questions_per_step 4 --num_generations 4 --num_initial 2 --eval_questions 4 --test_questions 4 "
-        "--threads 1"
+        "--max_steps 2 --questions_per_step 4 --num_generations 4 --num_initial 2 --eval_questions 4 "
+        "--test_questions 4 --threads 1"
     ).split()
     assert start("--output_dir", str(tmp_path / "one"), *settings).wait() == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
