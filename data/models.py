@@ -130,6 +130,10 @@ def resolve_model(name: str) -> str:
     if path.is_dir():
         check_folder(path)
         return str(path.resolve())  # an adapter's folder remembers it, and may be read from elsewhere
+    first, _, rest = name.partition("/")
+    folders = [other.name for other in Path().glob("*") if rest and (other / rest).is_dir()]
+    if not Path(first).is_dir() and (near := difflib.get_close_matches(first, folders, 1)):
+        raise ValueError(f"--model {name}: expected a folder, found none (perhaps {near[0]}/{rest}?)")
     like_a_path = name.startswith((".", "/", "~", "runs/", "data/")) or path.suffix == ".gguf"
     if path.is_file() or like_a_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], 1)

@@ -34,8 +34,8 @@ PANELS = {
         },
     ),
     "tool_calls": (
-        "Tool calls",
-        "executed tool calls",
+        "Executed tool calls",
+        "calls",
         {
             "calls_per_question": "of a question's whole tree, shared ones once",
             "calls_per_leaf": "of one answer",

@@ -19,6 +19,8 @@ from pathlib import Path
 DEV_ROWS = 500  # cut off the end of a training split, so that choosing a model does not see the test
 MIXTURE = "expected one source, or name=weight,name=weight with weights above 0"
 
+WORLDS = "world", "trails"  # names that mean no rows, but may have been meant
+
 Rows = list[tuple[str, object]]  # (such as "line 3", the row)
 
 
@@ -54,14 +56,14 @@ def find_rows(name: str, hub_set: Benchmark | None, split: str, what: str, known
         )
     if hub_set and not path:
         return hub_rows(hub_set, name, split)
-    around = {other.name for other in path.parent.glob("*")} - {path.name} if path else known
+    around = {other.name for other in path.parent.glob("*")} - {path.name} if path else {*known, *WORLDS}
     meant = difflib.get_close_matches(path.name if path else name, around, 1, 0.8)
     hint = f"; did you mean {meant[0]}?" if meant else f"; {MIXTURE}" if re.search("[=,]", name) else ""
     if path:
         found = "a folder" if path.is_dir() else "no such file"
         raise ValueError(f"{name}: expected a file, found {found}{hint}")
     files = ", ".join(READERS)
-    expected = f"world, trails, {', '.join(known)}, a hub id, or a {files} file"
+    expected = f"{', '.join(WORLDS)}, {', '.join(known)}, a hub id, or a {files} file"
     raise ValueError(f"unknown {what} {name!r}: expected {expected}{hint}")
 
 

@@ -23,6 +23,7 @@ Exercises about ARPO: you write the heart of it yourself, and are told in second
   python -m exercises hint 3          a hint; once more, the next one
   python -m exercises bug             plants a bug, makes a run with it and one without, and lets you find it
   python -m exercises experiment NAME a class experiment with your own seed, one to two minutes: {names}
+                                      (--copy FOLDER after any of these, where there is more than one copy)
   python -m exercises submit          writes what you did into one small file, to be handed in
 
 For the teacher, with the files that were handed in (docs/teaching.md has a plan):
@@ -99,7 +100,9 @@ def the_copy(flags: argparse.Namespace) -> Copy:
     found = sorted(ROOT.parent.glob(f"arpo-*/{copies.ABOUT}"))
     if len(found) != 1:
         names = ", ".join(file.parent.name for file in found) or "none (python -m exercises start NAME makes one)"
-        raise ValueError(f"expected one copy beside the checkout, or --copy FOLDER, found {names}")
+        raise ValueError(
+            f"expected one copy beside the checkout, or --copy FOLDER such as --copy ../arpo-ann, found {names}"
+        )
     return Copy.open(found[0].parent)
 
 
@@ -149,7 +152,7 @@ def hint(flags) -> int:
     """the next hint to an exercise"""
     copy, (exercise,) = the_copy(flags), chosen([flags.number])
     seen = sum(note.get("hint") == exercise.number for note in copy.notes())
-    print(exercise.hints[min(seen, len(exercise.hints) - 1)])
+    print("\n".join(exercise.hints[: seen + 1]))
     if seen < len(exercise.hints):
         copy.note({"time": round(time.time()), "hint": exercise.number})
     else:

@@ -94,6 +94,8 @@ def summary(handed_in: dict[str, dict]) -> str:
         hunt = max((len(note["hunt"]) for note in notes if "hunt" in note), default="")
         row = "".join(f"{cell:>6s}" for cell in cells) + f"{hunt:>6}{hints:7d}{minutes:9.0f}"
         lines.append(f"{student:16.16s}" + row)
+    if len(versions := {handed["version"] for handed in handed_in.values()}) > 1:
+        lines.append(f"These files are of {len(versions)} versions of the project: regrade and pool take one alone.")
     lines.append("A number: right at that attempt. x: tried and not right. Empty: not tried. hunt: of five points.\n")
     for (number, mistake), students in sorted(made.items(), key=lambda item: (-len(item[1]), item[0])):
         now = ", ".join(sorted(open_still.get((number, mistake), ())))
@@ -146,7 +148,7 @@ def rubric(exercises: list[Exercise], bugs: bool = False) -> str:
             f"# {exercise.number}. {exercise.title} ({exercise.minutes} minutes, {'core' if exercise.core else 'more'})"
             f"\n\n{places}\n\n{exercise.task}\n\nWhat is understood: {exercise.idea}\n\nThe misconception: "
             f"{exercise.misconception}.\n\n{mistakes}\n\nPoints: 2 if right, 1 with a hint, 1 more for the answer to: "
-            f"{exercise.question}\n"
+            f"{exercise.question} ({exercise.answer})\n"
         )
     if bugs:
         rows = "\n".join(f"| {b.name} | {b.level} | `{b.place}` | {b.shows} | `{b.caught_by}` |" for b in BUGS)

@@ -61,8 +61,9 @@ def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, li
     if found.get("error", "").startswith(UNREADABLE) and not found["at"].startswith(files):
         return Verdict(number, "blank", text=f"waits for {found['at']}")
     if "error" in found:
-        case = f"\ninput: {show(cases[len(answers)])}" if 0 < len(answers) < len(cases) else ""
-        return Verdict(number, "error", text=f"{found['error']}\n{found['at']}{case}")
+        case = f"\ninput: {show(cases[len(answers)])}" if len(answers) < len(cases) and found["at"] else ""
+        asked = "\n".join(exercise.asks)
+        return Verdict(number, "error", text=f"{found['error']}\n{found['at']}{case}\nasked for: {asked}")
     if not wrong:
         return Verdict(number, "right")
     for mistake, same in agreeing(exercise, answers, wrong, known):

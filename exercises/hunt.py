@@ -33,6 +33,9 @@ Two runs of one command, with one seed. One was made with a bug in the project's
 
     python train.py {flags}
 
+Each run has a line of numbers a step in metrics.jsonl (docs/runs.md in the checkout says where they are explained), and
+drawn trees. A table that is the same in both is no mistake: not every bug shows there after five steps.
+
 Say here, behind the colons, what you found; then, in the checkout: python -m exercises bug --check
 
 run:      (A or B, the one with the bug)
@@ -41,7 +44,8 @@ symptom:  (what gave it away, in a sentence)
 """
 TEST = '''\
 """A test that fails with the bug and passes without it. It is run as one of the project's tests: `tests/conftest.py` in
-the checkout has small models (`random_model`), scripted ones (`ScriptedSampler`) and `grow`, which grows their trees.
+the checkout has small models (`random_model`), scripted ones (`ScriptedSampler`) and `grow`, which grows their
+trees. A tree has `nodes`, each with `ids`, `parent`, `observation`; `leaves()` and `path(leaf)` are indices into them.
 """
 
 from conftest import grow, random_model

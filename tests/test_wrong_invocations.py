@@ -263,6 +263,8 @@ train --threads 100000
 
 # Questions and conversations.
 DATA = r"""
+train --dry_run --data trail
+    unknown data 'trail': expected world, trails, … did you mean trails?
 train --dry_run --data absent.jsonl
     absent.jsonl: expected a file, found no such file
 train --dry_run --data goot.jsonl
@@ -451,6 +453,8 @@ eval --ask --search absent.jsonl
 
 # Models.
 MODELS = r"""
+eval --model run/finished
+    --model run/finished: expected a folder, found none (perhaps runs/finished?)
 train --dry_run --model absent/
     --model absent/: expected a folder with a model, a .gguf file or a hub id, found none
 train --dry_run --model runs/absent

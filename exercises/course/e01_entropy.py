@@ -45,6 +45,7 @@ EXERCISE = Exercise(
     idea="Entropy belongs to a distribution: the mean surprise over all draws, not that of the one draw.",
     misconception="the surprise of the drawn token is the entropy",
     question="A uniform distribution over 1,024 tokens: what is its entropy, and what after temperature 0.5?",
+    answer="ln 1,024 = 6.93 nats, the largest there is, after temperature 0.5 as well: equal logits stay equal.",
     blanks=(Blank("data/logits.py", "_draw", "entropies ="),),
     asks=("exercise 1: set entropies (B, 1) from logp (B, V)",),
     modules=("data.logits",),

@@ -56,6 +56,8 @@ EXERCISE = Exercise(
     misconception="the entropy after a tool's result is known when the tool returns",
     question="When is H_t of a result known: before the tool runs, when it returns, or a turn later? Why does a fork "
     "wait for it?",
+    answer="A turn later: it is the entropy of what the policy writes next. Before that nobody knows whether the "
+    "result has unsettled it.",
     blanks=(
         Blank("rollout.py", "GrowingTree.sample", "measured =", "if row.node == PROMPT"),
         Blank("rollout.py", "GrowingTree.sample", "entropy ="),

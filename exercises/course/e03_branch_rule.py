@@ -71,6 +71,8 @@ EXERCISE = Exercise(
     idea="The rule looks for a jump, over a strict bar, within a budget that is the same for all questions.",
     misconception="fork where entropy is high",
     question="α and τ are both 0.5 by default. What do β and the normaliser decide then?",
+    answer="Nothing: P_t > τ is then ΔH > 0, whatever factor stands before it. They matter under the coin, or where "
+    "τ differs from α.",
     blanks=(
         Blank("rollout.py", "GrowingTree.fork", "deltas ="),
         Blank("rollout.py", "GrowingTree._grant", "for i in"),

@@ -73,6 +73,8 @@ EXERCISE = Exercise(
     "leaves.",
     misconception="a fork copies a finished turn",
     question="Why may the paths that fill up the budget not fork? What would the tree's size depend on if they did?",
+    answer="Their number is what makes every tree have M leaves; if they forked, the budget would be spent again, "
+    "and the size depend on what was sampled.",
     blanks=(
         Blank("rollout.py", "GrowingTree._branch", "for z in", "self.budget -="),
         Blank("rollout.py", "GrowingTree.top_up", "if not self.rows:\n            self._start"),

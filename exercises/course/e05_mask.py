@@ -59,6 +59,7 @@ EXERCISE = Exercise(
     misconception="everything after the prompt is the answer",
     question="The end token of a conversation and the padding are often the same id. What breaks if the mask is made "
     "from ids?",
+    answer="The end token is masked out with the padding, and the policy never learns to stop.",
     blanks=(Blank("data/format.py", "encode_turns", "own +="),),
     asks=("exercise 5: extend own for this turn, whose tokens are turn_ids and then result_ids",),
     told="turns: what the policy wrote, and the result; an answer has the ones in the prompt, and the mask behind it",

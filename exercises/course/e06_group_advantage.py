@@ -45,6 +45,7 @@ EXERCISE = Exercise(
     idea="A leaf is compared with other leaves of the same question; equal rewards teach exactly nothing.",
     misconception="rewards are signals by themselves",
     question="All eight leaves are wrong and each gets -1. What does the policy learn from the question?",
+    answer="Nothing: every advantage is 0. That all were wrong is told by the accuracy, not by the gradient.",
     blanks=(Blank("advantage.py", "centred", ""),),
     asks=("exercise 6: return the centred rewards, of the same shape as rewards",),
     modules=("advantage",),

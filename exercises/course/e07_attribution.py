@@ -65,6 +65,8 @@ EXERCISE = Exercise(
     idea="A token that d leaves share is judged by those d, one way or the other.",
     misconception="shared tokens get the tree's average",
     question="On-policy and with the token mean soft and hard have the same gradient. When do they part?",
+    answer="When something is not linear in the advantage: once the clip bites (a second pass over the trees), or "
+    "when leaves have weights of their own (sequence means).",
     blanks=(Blank("advantage.py", "attribute", 'if attribution == "soft"', 'if attribution == "hard"'),),
     asks=("exercise 7: return the advantages (N, M) of attribution 'soft' and of 'hard'",),
     modules=("advantage",),

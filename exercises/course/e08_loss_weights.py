@@ -73,6 +73,8 @@ EXERCISE = Exercise(
     "batch.",
     misconception="a mean of means is the mean",
     question="A batch is split into two micro-batches. Which of your denominators may be computed inside one?",
+    answer="Those of one tree's own leaves (sequence means). A count over the batch must be made before it is split, "
+    "else the same data in other pieces is another gradient.",
     blanks=(Blank("advantage.py", "loss_weights", ""),),
     asks=("exercise 8: return a list with W (N, M) of each tree (lengths[q] has L_m, the tokens of each leaf)",),
     modules=("advantage",),

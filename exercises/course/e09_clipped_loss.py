@@ -69,6 +69,8 @@ EXERCISE = Exercise(
     idea="The minimum makes the loss a bound from below: moving on gains nothing beyond the range, moving back does.",
     misconception="the ratio is clipped",
     question="A token's ratio is 1.5 and its advantage negative. Is it clipped? Why must it not be?",
+    answer="No: min takes the unclipped product there, which is lower. The policy has made a bad token likelier, and "
+    "only the gradient brings it back.",
     blanks=(Blank("arpo.py", "policy_loss", "ratio =", "gain ="),),
     asks=(
         "exercise 9: set ratio (S, 1), clipped (S, 1) and gain (S, M) from logprobs, old, A and config.epsilon, "

@@ -90,6 +90,7 @@ EXERCISE = Exercise(
     idea="One pass serves all leaves if every token sees its own path and stands where it stood when it was sampled.",
     misconception="a causal mask is enough",
     question="`loss` looks healthy with almost any of these mistakes. Which number of a run shows them?",
+    answer="`kl_sampler`, the gap between the sampled log-probabilities and those of the packed pass.",
     blanks=(Blank("arpo.py", "pack", "starts, depths =", "before ="), Blank("arpo.py", "Batch.mask", "return")),
     asks=(
         "exercise 10: set sees (segments, segments), bool; owner (T,), the segment of each token; positions, sampled, "

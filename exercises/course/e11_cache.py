@@ -66,6 +66,8 @@ EXERCISE = Exercise(
     idea="A fork costs one token: what its path shares with another is in the cache already.",
     misconception="whatever was sampled is cached",
     question="Why is the token sampled last never in the cache, and what does a fork have to feed again?",
+    answer="It is fed when the next one is sampled. A fork feeds the last token before the fork point again, to have "
+    "a distribution to sample from.",
     blanks=(Blank("rollout.py", "Sampler._gather", "for row in rows"),),
     asks=(
         "exercise 11: for each row append the number of ids to keep to kept, and add to self.counts 'refed' (cached "

@@ -58,6 +58,7 @@ EXERCISE = Exercise(
     idea="A policy learns what is paid, not what is meant: a bonus must be earned by what it is to reward.",
     misconception="a reward says what you mean",
     question="How would a policy earn the bonus without any use of the tools? Which line prevents it?",
+    answer="By writing tags, or calls that fail. Only calls that ended well count, and only beside a right answer.",
     blanks=(Blank("eval.py", "score_leaves", "worked ="), Blank("data/grading.py", "hierarchical_reward", "")),
     asks=(
         "exercise 12: set worked, the names of the tools of which a call on the path ended well (node.call.tool, "

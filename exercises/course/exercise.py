@@ -40,6 +40,7 @@ class Exercise:
     idea: str  # what one understands afterwards
     misconception: str
     question: str  # to be asked aloud
+    answer: str  # for the teacher
     blanks: tuple[Blank, ...]
     asks: tuple[str, ...]  # what each blank's error says
     modules: tuple[str, ...]  # that the probe needs anew, in the order of their imports
