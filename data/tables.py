@@ -65,15 +65,16 @@ def comparison_table(lines: dict[str, list[Row]]) -> str:
     width = max(26, *map(len, lines))
     judged = any(map(is_judged, lines.values()))
     head = (
-        "accuracy  95% interval    reward  without bonus  calls/answer  tokens/answer  malformed" + "  judged" * judged
+        "accuracy  95% interval     reward  without bonus  calls/answer  tokens/answer  malformed" + "  judged" * judged
     )
     texts = [f"{'':{width}s}  {head}"]
     for name, rows in lines.items():
         r = summary(rows)
         label = f"{means(rows, 'right').mean():6.1%}" if is_judged(rows) else "-"
+        tokens = f"{r['tokens']:.0f}" if r["tokens"] else "-"  # an expert writes none
         texts.append(
-            f"{name:{width}s}   {r['accuracy']:6.1%}  [{r['low']:5.1%}, {r['high']:5.1%}]  {r['reward']:+7.3f}"
-            f"  {r['reward_without_bonus']:+13.3f}  {r['calls']:12.2f}  {r['tokens']:13.0f}  {r['malformed']:9.1%}"
+            f"{name:{width}s}   {r['accuracy']:6.1%}  [{r['low']:5.1%}, {r['high']:6.1%}]  {r['reward']:+7.3f}"
+            f"  {r['reward_without_bonus']:+13.3f}  {r['calls']:12.2f}  {tokens:>13s}  {r['malformed']:9.1%}"
             + f"  {label:>6s}"
             * judged
         )
