@@ -85,14 +85,14 @@ def t_quantile(freedom: int) -> float:
 
 
 def shared(cells: Cells, *arms: str) -> list[int]:
-    """Seeds that all the arms have; the start, which curves begin with, included."""
-    return sorted(set.intersection(*(set(cells[arm]) for arm in (*arms, "start"))))
+    """Seeds that all the arms have; the starts, which curves begin with, included."""
+    return sorted(set.intersection(*(set(cells[arm]) & set(cells[ARMS[arm].start]) for arm in arms)))
 
 
 def curve(cells: Cells, arm: str, seed: int, axis: str) -> tuple[np.ndarray, np.ndarray]:
     """What was spent until each evaluation, and accuracy there in points; both begin with the start."""
-    cell, start = cells[arm][seed], cells["start"][seed]["dev"]["accuracy"]
-    if arm == "start":
+    cell, start = cells[arm][seed], cells[ARMS[arm].start][seed]["dev"]["accuracy"]
+    if arm == ARMS[arm].start:
         return np.zeros(1), 100 * np.array(start)
     steps = np.array(cell["dev"]["step"])
     if axis == "steps":

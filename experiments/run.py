@@ -195,7 +195,7 @@ def run_cell(arm: str, seed: int) -> dict:
         "settings": settings_of(config),
         "versions": versions(),
     }
-    if arm == "start":
+    if ARMS[arm].start == arm:
         result["dev"] = {"step": [0], "accuracy": [dev_accuracy(policy, dev, config)]}
     else:
         result["gradients"] = gram(policy, train, config)

@@ -22,10 +22,14 @@ def test_the_committed_page_is_made_from_the_committed_files():
 
 def test_the_declared_arms_differ_and_their_comparisons_exist():
     """Guards: an arm that silently repeats another, which would then agree with it perfectly."""
-    settings = [json.dumps(run.settings_of(run.config_of(arm, 0)), sort_keys=True) for arm in ARMS if arm != "start"]
+    settings = [
+        json.dumps(run.settings_of(run.config_of(arm, 0)), sort_keys=True) for arm in ARMS if ARMS[arm].start != arm
+    ]
     assert len(set(settings)) == len(settings)
     assert {arm.base for arm in ARMS.values()} | {arm for pair in CLAIMS.values() for arm in pair} <= {"", *ARMS}
     assert all(arm.seeds <= ARMS[arm.base].seeds for arm in ARMS.values() if arm.base)
+    worlds = {name: run.config_of(name, 0).data for name in ARMS}
+    assert all(worlds[name] == worlds[arm.start] == worlds[arm.base or arm.start] for name, arm in ARMS.items())
 
 
 def test_cells_come_seed_by_seed_and_the_main_arms_first():
