@@ -307,8 +307,8 @@ def distracted(cells: Cells, probes) -> list[str]:
     return [
         "## And where most entropy decides nothing?",
         "The same with `--data trails:0.3`: at three in ten of the other posts the policy remarks on the view in a "
-        "word of its own choice, and 70% of the entropy that tool results bring stands where nothing is decided (the tables "
-        "of the first question). Curves begin with `views-start`.",
+        "word of its own choice. How much of the entropy stands where nothing is decided, the first question's table "
+        "says (`trails-with-views`). Curves begin with `views-start`.",
         *["![views](figures/views.png)"] * bool(compared(cells, VIEWS)),
         *differences(cells, compared(cells, VIEWS) + paired(cells, against_grpo)),
     ]
