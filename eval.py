@@ -274,7 +274,7 @@ def main() -> None:
         if config.compare:
             place = Path(config.output_dir or "runs/compared")
             return print(compare(config.compare, config.pass_k, place, config.table))
-        elsewhere = config.merge or config.endpoint or config.model in models.BUILT_IN
+        elsewhere = config.merge or config.endpoint or models.size_of(config.model) in models.BUILT_IN
         if not elsewhere and (plan := config.memory(None)):
             print(f"memory: {plan}", file=sys.stderr)
         (merge if config.merge else benchmark if config.ask is None else ask)(config)
