@@ -38,7 +38,7 @@ from data.format import encode_prompt, printable
 from data.grading import overlong_penalty
 from data.logits import logprobs_of
 from data.memory import Halving
-from data.metrics import Scored, rollout_metrics
+from data.metrics import Scored, rollout_metrics, told_of_forks
 from data.optimizer import Optimizer, OptimizerConfig, learning_rate, trainable
 from data.outline import describe
 from data.presets import PRESETS, preset_settings
@@ -226,7 +226,7 @@ def rl_command(config: TrainConfig, sandbox: PythonSandbox) -> None:
         best.max_rows, lent.read = max_rows, best.read
         rows |= judge(config.algo, best, test, config)
     rows |= last | judge_expert(config, "test", test)
-    table = report(rows, config.algo, run.best_step)
+    table = report(rows, config.algo, run.best_step) + told_of_forks(runs.read_metrics(run.folder))
     plots = run.finish(table, rows, list(zip(before, after)))
     print(f"\n{len(test.questions)} held-out questions:\n{table}\n")
     print("tokens: " + ", ".join(f"{totals[name]:,.0f} {text}" for name, text in TOKEN_COUNTS.items()))

@@ -97,6 +97,20 @@ def branch_metrics(trees: list[Tree], config: RolloutConfig) -> dict[str, float]
     }
 
 
+def told_of_forks(rows: list[dict[str, float]]) -> str:
+    """A line on where the forks of a whole run went, from its steps' metrics; nothing where nothing forked."""
+    rows = [row for row in rows if row.get("forks")]
+    if not rows:
+        return ""
+    forks = [row["forks"] for row in rows]
+    wave, unlike = (np.average([row[name] for row in rows], weights=forks) for name in ("fork_wave", "forks_differ"))
+    asked = sum(row["decisions"] for row in rows)
+    return (
+        f"\n\nforks: {sum(forks):,} new paths at {asked:,} results, on average in wave {wave:.1f} of a tree; "
+        f"a lot would have put {100 * unlike:.1f}% of them behind other tokens"
+    )
+
+
 def share(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 

@@ -58,6 +58,14 @@ PANELS = {
             "top_ups": "new paths from the prompt, in the end",
         },
     ),
+    "forks": (
+        "Where the forks went",
+        "wave; share of the forks",
+        {
+            "fork_wave": "mean wave of a tree in which they began",
+            "forks_differ": "share behind other tokens than a lot's",
+        },
+    ),
 }
 DEV = "dev_accuracy"
 

@@ -159,9 +159,13 @@ def open_logger(config: RunConfig) -> Callable[[dict], Any]:
     return lambda row: tracker.log(row, step=row["step"])
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def read_curve(folder: Path) -> dict[str, list]:
     """Columns of a run's metrics, from step 0; None where a step has no such number. Calls and tokens add up."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_metrics(folder)
     questions = read_about(folder)["settings"]["questions_per_step"]
     calls = np.cumsum([row.get("calls_per_question", 0) * questions for row in rows])
     return {

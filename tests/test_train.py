@@ -25,6 +25,7 @@ from arpo import Batch, Policy, token_logprobs
 from data import runs
 from data.alarms import UNCHANGED
 from data.format import ToolCall
+from data.metrics import told_of_forks
 from data.models import TINY, model_defaults, pick_dtype
 from data.optimizer import learning_rate
 from data.pages import read_page
@@ -301,12 +302,27 @@ def test_counts_of_a_real_run(two_runs):
         assert row["refed"] >= 12  # once for each leaf
 
 
+def test_a_run_says_where_its_forks_went():
+    """Three steps of 10, 0 and 30 forks. Guards: a mean over steps that forked unequally often."""
+    step = lambda forks, wave, unlike: {"forks": forks, "decisions": 50, "fork_wave": wave, "forks_differ": unlike}
+    told = told_of_forks([{"step": 0}, step(10, 1.0, 0.0), step(0, 0.0, 0.0), step(30, 2.0, 0.5)])
+    assert told.startswith("\n\nforks: 40 new paths at 100 results, on average in wave 1.8") and "37.5%" in told
+    assert told_of_forks([{"step": 0}, step(0, 0.0, 0.0)]) == ""  # GRPO
+
+
 def test_a_runs_folder_and_table(run, two_runs):
     folder, out = two_runs[0][1], two_runs[1]
-    for text in ("start, greedy", "arpo, last step, greedy", "expert (ceiling)", "6 held-out", "prefilled"):
+    for text in (
+        "start, greedy",
+        "arpo, last step, greedy",
+        "expert (ceiling)",
+        "6 held-out",
+        "prefilled",
+        "new paths at",
+    ):
         assert text in out
     plots = {path.name for path in (folder / "plots").iterdir()}
-    assert plots == {"reward.png", "tool_calls.png", "entropy.png", "branching.png"}
+    assert plots == {"reward.png", "tool_calls.png", "entropy.png", "branching.png", "forks.png"}
     assert "leaf 0" in (folder / "trees" / "step_0001.txt").read_text()
     pages = [page["file"] for page in read_page(folder / "index.html")["pages"]]
     assert pages == [f"trees/{name}.html" for name in (*(f"question_{n}" for n in range(1, 5)), "step_0001")]
