@@ -52,7 +52,8 @@ SIZES = {
     "trails": {
         "data": "trails", "num_generations": 8, "num_initial": 2, "entropy_tokens": 4, "max_tool_calls": 10,
         "max_completion_length": 256, "max_turn_tokens": 16, "max_result_tokens": 48, "top_k": 1,
-        "lora_r": 0, "learning_rate": 4e-4, "questions_per_step": 8, "max_steps": 20, "token_budget": 500,
+        "lora_r": 0, "learning_rate": 2.5e-4, "questions_per_step": 8, "max_steps": 20, "eval_steps": 5,
+        "token_budget": 500,
         "sft_steps": 2000, "sft_worlds": 150, "sft_each": 64, "sft_batch_tokens": 2200, "sft_learning_rate": 3e-3,
     },
     "real": {
