@@ -10,6 +10,7 @@ from experiments.measures import (
     AXES,
     Cells,
     Pairs,
+    alike,
     area_difference,
     averaged,
     compared,
@@ -40,7 +41,9 @@ def draw(cells: Cells, folder: Path) -> None:
         "constants": compared(cells, CONSTANTS),
     }
     figures = {"curves": draw_curves(cells, pyplot), "forks": draw_forks(cells, pyplot)}
-    figures |= {name: draw_differences(cells, own, pyplot) for name, own in pairs.items() if own}
+    for name, own in pairs.items():
+        if differ := [pair for pair in own if not alike(cells, *pair)]:
+            figures[name] = draw_differences(cells, differ, pyplot)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", bbox_inches="tight")
         pyplot.close(figure)
