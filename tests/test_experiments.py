@@ -154,6 +154,13 @@ def test_measures_worked_by_hand():
     assert measures.pass_at(right, SAMPLES) == 100 and measures.pass_all(right, SAMPLES) == 50
 
 
+def test_a_step_that_costs_nothing_adds_no_area():
+    """Guards: an end that rises for free, drawn as if the way there had risen."""
+    assert measures.area(np.array([0.0, 10, 10]), np.array([0.0, 50, 90]), 10) == 25
+    assert measures.area(np.array([0.0, 10, 10, 20]), np.array([0.0, 50, 90, 90]), 15) == pytest.approx(140 / 3)
+    assert measures.area(np.array([0.0, 10]), np.array([0.0, 50]), 4) == 10
+
+
 def test_the_signal_of_a_gradient_worked_by_hand():
     """A mean gradient of length 3 and noise of variance 1: products 9 between two gradients, 10 of one with itself.
 
