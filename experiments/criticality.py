@@ -12,7 +12,6 @@ Intervals are 95%, by bootstrap over questions. Left out: learning; that the lim
 place; and that a rule, in a tree, may fork the forks.
 """
 
-import json
 import re
 import sys
 from collections import Counter
@@ -30,7 +29,8 @@ from data import Question, models
 from data.format import encode_prompt
 from data.settings import Limits, Positive, first_look, one_line_errors, parse
 from eval import JudgeConfig, open_policy, score_leaves
-from experiments.report import facts
+from experiments.measures import write_json
+from experiments.probes import facts
 from rollout import Node, Tree
 from tools import Task, load_task, make_sandbox
 
@@ -67,6 +67,7 @@ class CriticalityConfig(JudgeConfig):
 def main() -> None:
     with one_line_errors("criticality.py"):
         config = read_flags(sys.argv[1:])
+        check_place(config.output)
         task, policy = load_task(config, config.split, config.questions, make_sandbox(config)), open_policy(config)
         places = measure(policy, task, config)
         made = {
@@ -76,9 +77,7 @@ def main() -> None:
             "places": {name: column.tolist() for name, column in places.items()},
         }
         print("\n\n".join(tables(made["summary"])))
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.items()]
-        Path(f"{config.output}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        write_json(Path(f"{config.output}.json"), made)
         draw(places, made["summary"], Path(f"{config.output}.png"))
 
 
@@ -88,6 +87,19 @@ def read_flags(argv: list[str]) -> CriticalityConfig:
     config = parse(CriticalityConfig, argv, "criticality.py", __doc__, models.model_defaults(named["model"]) | named)
     name = re.sub(r"[^\w.]+", "-", f"{Path(config.model).name}-{Path(config.data).name}")
     return config if config.output else replace(config, output=str(Path(__file__).parent / "criticality" / name))
+
+
+def check_place(output: str) -> None:
+    """Raises ValueError where the files could not be written, before minutes are spent on what is in them."""
+    for file in (Path(f"{output}.json"), Path(f"{output}.png")):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a"):
+                pass
+        except OSError as error:
+            raise ValueError(f"--output {output}: expected a place for files, found {file}: {error.strerror}") from None
+        if not file.stat().st_size:
+            file.unlink()
 
 
 # ---------------------------------------------------------------------------------- measuring

@@ -21,7 +21,8 @@ from data.format import encode_prompt
 from data.settings import Natural, Positive, Settings, one_line_errors, parse
 from data.statistics import bootstrap
 from eval import open_policy
-from experiments.report import FORKS, PLACES
+from experiments.grid import PLACES
+from experiments.report import FORKS
 from experiments.run import config_of
 from rollout import Tree
 from tools import load_task, make_sandbox

@@ -17,19 +17,63 @@ import numpy as np
 from experiments.grid import ARMS, SAMPLES
 
 Cells = dict[str, dict[int, dict]]  # by arm and seed
+Pairs = list[tuple[str, str]]  # of an arm and what it is compared with
+AXES = {
+    "calls": "tool calls",
+    "decoded": "sampled tokens",
+    "train_tokens": "gradient tokens",
+    "seconds": "processor seconds",
+}
 
 
 def read_cells(folder: Path) -> Cells:
-    """Raises ValueError where two seeds of an arm were made by different settings."""
+    """Those of declared arms. Raises ValueError where two seeds of an arm were made by different settings."""
     found: Cells = {arm: {} for arm in ARMS}
     for file in sorted(folder.glob("*.json")):
-        cell = json.loads(file.read_text(encoding="utf-8"))
+        cell = read_cell(file)
         if cell["arm"] in found:
             found[cell["arm"]][cell["seed"]] = cell
     for arm, seeds in found.items():
-        if len(hashes := {cell["hash"] for cell in seeds.values()}) > 1:
-            raise ValueError(f"{arm}: expected one settings hash, found {', '.join(sorted(hashes))}: run it again")
+        by_hash: dict[str, list[str]] = {}
+        for seed, cell in seeds.items():
+            by_hash.setdefault(cell["hash"], []).append(str(seed))
+        if len(by_hash) > 1:
+            told = ", ".join(f"{name} (seeds {', '.join(own)})" for name, own in by_hash.items())
+            raise ValueError(f"{arm}: expected one settings hash, found {told}: run.py --only {arm} makes the old anew")
     return found
+
+
+def read_cell(file: Path) -> dict:
+    """Raises ValueError for a file that `run.py` did not leave there."""
+    cell = read_json(file, "a cell of run.py", ("arm", "seed", "hash", "dev", "greedy", "sampled", "seconds"))
+    if cell["arm"] in ARMS and ARMS[cell["arm"]].start != cell["arm"]:
+        check_keys(file, "a cell of run.py", cell, ("gradients", "curve", "forks_by_depth"))
+    if file.stem != (name := f"{cell['arm']}-{cell['seed']}"):
+        raise ValueError(f"{file}: expected a cell of that name, found {name}")
+    return cell
+
+
+def read_json(file: Path, what: str, keys: tuple[str, ...]) -> dict:
+    try:
+        made = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected {what}, found no JSON ({error})") from None
+    check_keys(file, what, made, keys)
+    return made
+
+
+def check_keys(file: Path, what: str, made, keys: tuple[str, ...]) -> None:
+    missing = [key for key in keys if not isinstance(made, dict) or key not in made]
+    if missing:
+        raise ValueError(f"{file}: expected {what}, found no {', '.join(missing)}; move it away, or make it again")
+
+
+def write_json(file: Path, made: dict) -> None:
+    """A line for each entry, and never half a file under its name."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.items()]
+    whole = file.with_name(f"{file.name}.new")
+    whole.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    whole.replace(file)
 
 
 # ---------------------------------------------------------------------------------- statistics
@@ -66,19 +110,40 @@ class Interval:
         """1: above 0; -1: below 0; 0: not told apart."""
         return int(self.low > 0) - int(self.high < 0)
 
+    def chance(self) -> float:
+        """That as much is found, in either direction, where there is no effect (the p-value of a t test)."""
+        if math.isnan(self.low) or self.high == self.low:
+            return math.nan if math.isnan(self.low) else float(self.mean == 0)
+        return float(beyond(t_quantile(self.n - 1) * self.mean / (self.high - self.mean), self.n - 1))
+
     def text(self, digits: int = 1) -> str:
         if math.isnan(self.mean):
             return "-"
+        mean, low, high = (f"{round(value, digits) + 0:+.{digits}f}" for value in (self.mean, self.low, self.high))
         if math.isnan(self.low):
-            return f"{self.mean:+.{digits}f} (n = {self.n})"
-        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+            return f"{mean} (n = {self.n})"
+        return f"**{mean} [{low}, {high}]**" if self.verdict() else f"{mean} [{low}, {high}]"
 
 
 @cache
 def t_quantile(freedom: int) -> float:
     """The 97.5% point of Student's t."""
-    beyond = lambda t: mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) - 0.05
-    return float(mpmath.findroot(beyond, (1.5, 15), solver="anderson", tol=1e-12))
+    return float(mpmath.findroot(lambda t: beyond(t, freedom) - 0.05, (1.5, 15), solver="anderson", tol=1e-12))
+
+
+def beyond(t: float, freedom: int) -> float:
+    """The chance that Student's t is farther from 0 than `t`."""
+    return mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)
+
+
+def holm(chances: list[float]) -> list[float]:
+    """Chances of a finding without an effect, adjusted for their number (Holm 1979): of all findings below 5% even one
+    is wrong with a chance of 5% at most. nan counts for nothing."""
+    order = [int(i) for i in np.argsort(chances) if not math.isnan(chances[i])]
+    adjusted, least = [math.nan] * len(chances), 0.0
+    for rank, i in enumerate(order):
+        adjusted[i] = least = max(least, min(1.0, (len(order) - rank) * chances[i]))
+    return adjusted
 
 
 # ---------------------------------------------------------------------------------- measures
@@ -102,8 +167,8 @@ def curve(cells: Cells, arm: str, seed: int, axis: str) -> tuple[np.ndarray, np.
 
 
 def area(x: np.ndarray, y: np.ndarray, until: float) -> float:
-    """The mean of a curve from 0 to `until`."""
-    inside = x < until
+    """The mean of a curve from 0 to `until`, which is at most where it ends."""
+    inside = x <= until  # where steps cost nothing, several points stand at one x
     x, y = np.append(x[inside], until), np.append(y[inside], np.interp(until, x, y))
     return float(np.trapezoid(y, x) / until)
 
@@ -116,6 +181,12 @@ def area_difference(cells: Cells, arm: str, other: str, axis: str) -> Interval:
         until = min(one[0][-1], two[0][-1])
         values.append(area(*one, until) - area(*two, until))
     return Interval.of(values)
+
+
+def alike(cells: Cells, arm: str, other: str) -> bool:
+    """Whether two arms had the same accuracy at every evaluation, on every seed that both have."""
+    seeds = shared(cells, arm, other)
+    return len(seeds) > 1 and all(cells[arm][seed]["dev"] == cells[other][seed]["dev"] for seed in seeds)
 
 
 def end_difference(cells: Cells, arm: str, other: str, answers: str) -> Interval:
@@ -197,3 +268,34 @@ def total(cell: dict, name: str) -> float:
 
 def averaged(cells: Cells, arm: str, measure: Callable[[dict], float]) -> float:
     return float(np.mean([measure(cell) for cell in cells[arm].values()]))
+
+
+def mean_depth(cells: Cells, arm: str) -> float:
+    """Of the tool results that forks start at; the first is 1."""
+    return averaged(cells, arm, lambda c: np.average(range(len(c["forks_by_depth"])), weights=c["forks_by_depth"]))
+
+
+def forks_of(cell: dict) -> np.ndarray:
+    """Of each step, and never none at all, to weigh with."""
+    return np.array(cell["curve"]["forks"]) + 1e-9
+
+
+def forking(cells: Cells) -> list[str]:
+    return [arm for arm in there(cells, ARMS) if averaged(cells, arm, lambda c: total(c, "forks"))]
+
+
+# ---------------------------------------------------------------------------------- arms that are there
+
+
+def there(cells: Cells, arms) -> list[str]:
+    """Those arms that were trained and have a paired seed."""
+    return [arm for arm in arms if ARMS[arm].start != arm and shared(cells, arm)]
+
+
+def paired(cells: Cells, pairs: Pairs) -> Pairs:
+    return [pair for pair in pairs if shared(cells, *pair)]
+
+
+def compared(cells: Cells, arms) -> Pairs:
+    """The arms with what they are compared with."""
+    return paired(cells, [(arm, ARMS[arm].base) for arm in arms if ARMS[arm].base])

@@ -1,219 +1,255 @@
-"""Makes RESULTS.md and its figures from the files that run.py left, and from nothing else.
+"""Makes RESULTS.md and its figures from the files that run.py, criticality.py and forks.py left, and from nothing else.
 
     python experiments/report.py
 
-Every interval is a 95% interval over paired seeds (`measures.py`). Whether one arm is called higher than another is
+Every interval of a difference is over paired seeds (`measures.py`). Whether one arm is called higher than another is
 decided by it, in this file, for all arms alike; where it holds 0, the page says within how many points they agree.
 """
 
-import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from experiments.grid import ARMS, CLAIMS, COMMON, CONSTANTS, IDENTICAL, MAIN, METHODS, SAMPLES, SCORES, VIEWS
+from data.settings import Settings, one_line_errors, parse
+from experiments.drawing import draw
+from experiments.grid import (
+    AFTERWARDS,
+    ARMS,
+    CLAIMS,
+    COMMON,
+    CONSTANTS,
+    IDENTICAL,
+    MAIN,
+    METHODS,
+    NOISE_BATCHES,
+    PLACES,
+    SAMPLES,
+    SCORES,
+    SHORT,
+    VIEWS,
+)  # fmt: skip
 from experiments.measures import (
+    AXES,
     Cells,
     Interval,
+    Pairs,
+    alike,
     area_difference,
     averaged,
-    curve,
+    compared,
     end_difference,
+    forking,
+    forks_of,
     held_out,
-    mean_curve,
+    holm,
+    mean_depth,
     needed,
+    paired,
     pass_all,
     pass_at,
     read_cells,
+    read_json,
     shared,
     signal,
+    there,
     total,
 )  # fmt: skip
+from experiments.probes import knows, read_probes, shown, table
 
 HERE = Path(__file__).parent
 FORKS = HERE / "forks.json"  # of forks.py
-AXES = {
-    "calls": "tool calls",
-    "decoded": "sampled tokens",
-    "train_tokens": "gradient tokens",
-    "seconds": "processor seconds",
-}
 MARKS = "<!-- made by experiments/report.py -->", "<!-- to here -->"  # in the README, around its table
-Pairs = list[tuple[str, str]]  # of an arm and what it is compared with
-# The arms whose places entropy chose, and those of the same rule whose places something else chose.
-BY_ENTROPY = ("threshold-entropy", "best-entropy", "coin-entropy")
-PLACES = [(arm, name) for arm in BY_ENTROPY for name, other in (MAIN | SCORES).items() if other.base == arm]
 # Arms that call less than `grpo`, and what has about as many calls without forks.
-FEWER_LEAVES = [("arpo", "grpo-m6"), ("threshold-entropy", "grpo-m6"), ("best-entropy", "grpo-m4")]
+FEWER_LEAVES = [
+    (arm, fewer) for arm in ("arpo", "threshold-entropy", "best-entropy") for fewer in ("grpo-m6", "grpo-m4")
+]
+NEED = "calls for equal accuracy, %"
+
+
+@dataclass(frozen=True)
+class ReportConfig(Settings):
+    """Nothing can be set: the page is made from all files, in one way."""
 
 
 def main() -> None:
-    cells, probes = read_cells(HERE / "results"), read_probes(HERE / "criticality")
-    (HERE / "RESULTS.md").write_text(page(cells, probes), encoding="utf-8")
-    draw(cells, HERE / "figures")
-    readme = HERE.parent / "README.md"
-    readme.write_text(with_short_table(readme.read_text(encoding="utf-8"), cells), encoding="utf-8")
-    print(f"{HERE / 'RESULTS.md'}, from {sum(map(len, cells.values()))} cells")
-
-
-def read_probes(folder: Path) -> dict[str, dict]:
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    with one_line_errors("report.py"):
+        parse(ReportConfig, sys.argv[1:], "report.py", __doc__, {})
+        readme = HERE.parent / "README.md"
+        cells, probes = read_cells(HERE / "results"), read_probes(HERE / "criticality")
+        if not any(cells.values()):
+            raise ValueError(f"{HERE / 'results'}: expected cells of run.py, found none: the page would be empty")
+        short = with_short_table(readme.read_text(encoding="utf-8"), cells)
+        made = page(cells, probes)
+        draw(cells, HERE / "figures")
+        (HERE / "RESULTS.md").write_text(made, encoding="utf-8")
+        readme.write_text(short, encoding="utf-8")
+        print(f"{HERE / 'RESULTS.md'}, from {sum(map(len, cells.values()))} cells")
 
 
 # ---------------------------------------------------------------------------------- the page
 
 
 def page(cells: Cells, probes: dict[str, dict]) -> str:
-    sections = (opening, knows, listens, learns, places, distracted, methods, constants, biased, repeated)
+    sections = (
+        opening,
+        claims,
+        limits,
+        knows,
+        listens,
+        learns,
+        places,
+        distracted,
+        methods,
+        constants,
+        biased,
+        every_arm,
+    )
     return "\n\n".join(part for section in sections for part in section(cells, probes)) + "\n"
 
 
 def with_short_table(text: str, cells: Cells) -> str:
     """The README with today's main arms between its two marks."""
+    if any(text.count(mark) != 1 for mark in MARKS):
+        raise ValueError(f"README.md: expected one {MARKS[0]} and one {MARKS[1]}, between which its table goes")
     before, rest = text.split(MARKS[0])
     rows = []
-    for arm in MAIN:
-        if cells[arm]:
-            trained = arm != "start"
-            calls = f"{averaged(cells, arm, lambda cell: total(cell, 'calls')):,.0f}" if trained else "-"
-            ends = [
-                f"{averaged(cells, arm, lambda cell, way=way: held_out(cell, way)):.1f}%"
-                for way in ("greedy", "sampled")
-            ]
-            gain = area_difference(cells, arm, "grpo", "calls").text() if arm not in ("start", "grpo") else "-"
-            need = needed(cells, arm, "grpo", "calls").text(0) if arm not in ("start", "grpo") else "-"
-            rows.append([f"`{arm}`", ARMS[arm].says, str(len(cells[arm])), calls, *ends, gain, need])
-    head = "arm | what it is | seeds | tool calls in training | greedy, at the end | sampled, at the end"
-    head += " | points, equal calls | calls for equal accuracy, %"
+    for arm in (arm for arm in SHORT if cells[arm]):
+        trained, compared_with = arm != "start", arm not in ("start", "grpo")
+        calls = f"{averaged(cells, arm, lambda cell: total(cell, 'calls')):,.0f}" if trained else "-"
+        end = f"{averaged(cells, arm, lambda cell: held_out(cell, 'sampled')):.1f}%"
+        found = (area_difference(cells, arm, "grpo", axis).text() for axis in ("calls", "steps"))
+        gain = [*found, needed(cells, arm, "grpo", "calls").text(0)] if compared_with else ["-"] * 3
+        rows.append([f"`{arm}`", ARMS[arm].says, str(len(cells[arm])), calls, end, *gain])
+    head = "arm | what it is | seeds | tool calls in training | accuracy at the end"
+    head += " | points, equal calls | points, equal steps | calls for equal accuracy, %"
     return f"{before}{MARKS[0]}\n{table(head, rows)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-
-
-def table(head: str, rows: list[list[str]]) -> str:
-    columns = head.split(" | ")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def there(cells: Cells, arms) -> list[str]:
-    """Those arms that were trained and have a paired seed."""
-    return [arm for arm in arms if ARMS[arm].start != arm and shared(cells, arm)]
-
-
-def paired(cells: Cells, pairs: Pairs) -> Pairs:
-    return [pair for pair in pairs if shared(cells, *pair)]
-
-
-def compared(cells: Cells, arms) -> Pairs:
-    """The arms with what they are compared with."""
-    return paired(cells, [(arm, ARMS[arm].base) for arm in arms if ARMS[arm].base])
 
 
 def opening(cells: Cells, probes) -> list[str]:
     done, declared = sum(map(len, cells.values())), sum(arm.seeds for arm in ARMS.values())
-    gaps = {name: arm.seeds - len(cells[name]) for name, arm in ARMS.items()}
-    missing = [f"`{name}` ({gap} of {ARMS[name].seeds} seeds)" for name, gap in gaps.items() if gap]
-    kinds = {1: "the numbers support it", -1: "the numbers contradict it", 0: "not told apart"}
-    rows = []
-    for claim, (arm, other) in CLAIMS.items():
-        found = area_difference(cells, arm, other, "calls")
-        verdict = "too few seeds" if math.isnan(found.low) else kinds[found.verdict()]
-        rows.append([claim, f"`{arm}` - `{other}`", found.text(), verdict])
+    gaps: dict[str, list[str]] = {}
+    for name, arm in ARMS.items():
+        if len(cells[name]) < arm.seeds:
+            gaps.setdefault(f"{len(cells[name])} of {arm.seeds} seeds", []).append(f"`{name}`")
+    short = "; ".join(f"{seeds} of {', '.join(arms)}" for seeds, arms in gaps.items())
+    missing = (
+        f" There are {short}; of all others, all. The rest was left for want of processor time, whatever came out: "
+    )
+    missing += "`python experiments/run.py` makes it."
     return [
         "# Where branching pays: what came out",
-        "Made by `python experiments/report.py` from the files in `results/` and `criticality/`, which "
-        "`python experiments/run.py` and `experiments/criticality.py` made. The sentences are chosen by the intervals: "
-        "95%, Student's t, over paired seeds, all judged on the same questions, so they say nothing of other worlds. "
-        f"Every arm is `python train.py {COMMON}` and its own flags (`python experiments/run.py --list`). Accuracy by "
-        "step is that of one sampled answer to each dev question; no model was selected by it.",
-        f"**{done} of {declared} cells are there.** Missing: {', '.join(missing) or 'none'}."
-        + " They were left for want of processor time, none because it failed; `python experiments/run.py` makes them."
-        * bool(missing),
-        "## In short: what the paper claims or implies",
-        "These comparisons were declared in `grid.py` before the runs. The measure is mean accuracy while both arms "
-        "spend the same tool calls, in points; of twenty such intervals one is expected to miss its true value.",
-        table("claim | arms | difference | verdict", rows),
+        "Made by `python experiments/report.py` from the files in `results/` (`python experiments/run.py`), "
+        "`criticality/` (`python experiments/criticality.py`) and `forks.json` (`python experiments/forks.py`). "
+        "Intervals of differences are 95%, Student's t, over paired seeds. They choose the words, and stand in bold "
+        f"where they do not hold 0. Every arm is `python train.py {COMMON}` and its own flags (`python "
+        "experiments/run.py --list`). Accuracy by step is that of one sampled answer to each dev question; no model "
+        "was selected by it: held-out questions are answered after the last step.",
+        f"**{done} of {declared} cells are there.**{missing * bool(gaps)}",
     ]
 
 
-def knows(cells: Cells, probes: dict[str, dict]) -> list[str]:
-    """Policies as rows: what nested sampling found where they read tool results."""
-    summaries = {f"`{name}`": probe["summary"] for name, probe in probes.items()}
-    alone = lambda summary: {title: entry for title, entry in summary.items() if not isinstance(entry, dict)}
-    of = lambda group, column: {
-        name: {row: entry[column] for row, entry in summary[group].items() if column in entry}
-        for name, summary in summaries.items()
-    }
-    heading = "## Does ΔH know anything?"
-    if not probes:
-        return [heading, "Not measured yet."]
+def claims(cells: Cells, probes) -> list[str]:
+    every = CLAIMS | AFTERWARDS
+    found = {claim: area_difference(cells, *pair, "calls") for claim, pair in every.items()}
+    chances = dict(zip(every, holm([one.chance() for one in found.values()])))
+    rows = []
+    for claim, (arm, other) in every.items():
+        steps, need = area_difference(cells, arm, other, "steps"), needed(cells, arm, other, "calls").text(0)
+        cause = f"`{arm}` - `{other}`", str(found[claim].n), found[claim].text(), verdict(found[claim], chances[claim])
+        rows.append([claim + " \\*" * (claim in AFTERWARDS), *cause, steps.text(), need])
     return [
-        heading,
-        "With frozen policies, no training. *Between* is the variance of the mean reward over the next turns that a "
-        "policy may write after a tool result: how much that turn decides. It is measured by nested sampling at every "
-        "result of trajectories without forks. *Total* is the variance of the reward below the result. Intervals are "
-        "95%, by bootstrap over questions; the files hold the numbers of each result.",
-        facts("policy", {name: alone(summary) for name, summary in summaries.items()}),
-        "Rank correlation with *between*. The last column is how far the samples agree with themselves:",
-        facts("policy", of("predictor", "rank correlation with between")),
-        "Where the rules would fork: *between* at the results that they choose, as a share of what the best ones hold. "
-        "These are known from the same noisy numbers, which flatters them; in the next column one half of the samples "
-        "chooses and the other judges.",
-        facts("policy", of("rule", "between held")),
-        "What forks save is calls, so here is *between* for each call that the new leaves cost, over that of a lot:",
-        facts("policy", of("rule", "per call, over a lot's")),
-        "\n".join(f"- {name}: {per_call(summary['rule'])}" for name, summary in summaries.items()),
-        "The same of *total*, since a fork above a decision samples that decision just as well, for more calls:",
-        facts("policy", of("rule", "total per call, over a lot's")),
-        *(f"`{name}`: `{probe['command']}`\n\n![{name}](criticality/{name}.png)" for name, probe in probes.items()),
+        "## In short: what the paper claims or implies",
+        "A claim holds where its first arm has the higher mean accuracy while both spend the same tool calls, in "
+        "points. The verdict takes the number of rows into account (Holm's method: the chance of even one false "
+        "finding is 5% at most); what its own interval alone would carry is called a hint. The last columns are the "
+        "same for equally many optimizer steps, and how many calls more (+) or less (-) the first needs to come "
+        "nine tenths of the way from the start to the lower of their best mean accuracies (the paper's figure 7; "
+        "jackknife over seeds).",
+        table(f"claim | arms | seeds | equal tool calls | verdict | equal steps | {NEED}", rows),
+        "\\* Asked after the first cells had been seen, for what they say against the paper. The others were declared "
+        "in `grid.py` before their arms ran, but that soft and hard were to be compared at one pass, where these are "
+        "the same.",
     ]
 
 
-def per_call(rules: dict[str, dict]) -> str:
-    """The rules that find more criticality for their calls than a lot, and less; the intervals decide."""
-    found: dict[str, list[str]] = {"more than a lot": [], "less": [], "not told apart": []}
-    for name, row in rules.items():
-        ratio = row["per call, over a lot's"]
-        if ratio and name != "lot" and not name.startswith("best places"):
-            word = "more than a lot" if ratio[1] > 1 else "less" if ratio[2] < 1 else "not told apart"
-            found[word].append(name)
-    return "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items() if names)
+def verdict(difference: Interval, chance: float) -> str:
+    if not difference.verdict():
+        return (FEW if math.isnan(difference.low) else APART) + within(difference)
+    words = ("**supported**", "a hint for it") if difference.mean > 0 else ("**contradicted**", "a hint against it")
+    return words[chance >= 0.05]
 
 
-def facts(title: str, entries: dict) -> str:
-    """A table of what a summary holds: numbers, (value, low, high), or a row of these for each entry."""
-    rows = {key: entry if isinstance(entry, dict) else {"value": entry} for key, entry in entries.items()}
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    body = [[key, *(shown(row.get(column)) for column in columns)] for key, row in rows.items()]
-    return table(" | ".join([title, *columns]), body)
+def limits(cells: Cells, probes) -> list[str]:
+    trained = there(cells, ARMS)
+    ends = {arm: averaged(cells, arm, lambda cell: held_out(cell, "sampled")) for arm in trained}
+    gain = lambda *pair: f"{area_difference(cells, *pair, 'calls').text()} (`{pair[0]}` - `{pair[1]}`)"
+    placed = lambda arm: (
+        f"{averaged(cells, arm, lambda c: np.mean(c['curve']['forks'])):.0f} forks a step at a mean depth of "
+        f"{mean_depth(cells, arm):.1f} (`{arm}`)"
+    )
+    controls = paired(cells, [("threshold-entropy", "threshold-rate"), ("best-entropy", "best-lot")])
+    said = [
+        "Anything of other worlds and of large models. This world was made so that rules can part, and there is one "
+        "small model. All seeds are judged on the same questions, 100 dev and 100 held-out ones; intervals are over "
+        "seeds alone.",
+        "That what is gained for equal calls comes from where forks stand. An arm that calls less takes more optimizer "
+        "steps for its calls, all at one learning rate that was tuned for no arm, and more steps help by themselves: "
+        f"for equal calls {gain('two-passes', 'threshold-entropy')} by a second step on the same trees, "
+        f"{gain('grpo-m4', 'grpo')} by half the leaves. For equal steps that is out of the way, but so are the calls "
+        "that forks save.",
+        "That entropy alone tells a rule from its control: "
+        + "; ".join(f"{placed(arm)} against {placed(other)}" for arm, other in controls)
+        + ".",
+        "Whether entropy matters at the paper's own N = M/2, Z = 1: `arpo` has no control that forks by lot.",
+        "How two rows compare: each ends where the shorter of its own two curves ends, so differences do not add up.",
+        "What slow or paid tools change: here they answer at once. Seconds are of a processor that was busy otherwise, "
+        "too.",
+        f"Who is better in the end: {sum(end >= 95 for end in ends.values())} of {len(ends)} arms end with 95% of "
+        "their sampled answers right or more.",
+        *fallen(cells),
+        "Anything by a single bold interval below: there are hundreds, and of twenty without an effect one is bold.",
+    ]
+    return ["## What this does not show", "\n".join(f"- {line}" for line in said)]
 
 
-def shown(value) -> str:
-    if isinstance(value, list) and len(value) == 3:
-        return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
-    return f"{value:.4g}" if isinstance(value, int | float) else "-" if value is None else str(value)
+def fallen(cells: Cells) -> list[str]:
+    """Runs that ended below the start, and what the claims would be without them."""
+    greedy = lambda cell: held_out(cell, "greedy")
+    low = {arm: averaged(cells, ARMS[arm].start, greedy) for arm in there(cells, ARMS)}
+    runs = [(arm, seed) for arm, least in low.items() for seed, cell in cells[arm].items() if greedy(cell) < least]
+    if not runs:
+        return []
+    rest = {arm: {seed: own[seed] for seed in own if (arm, seed) not in runs} for arm, own in cells.items()}
+    pairs = [pair for pair in (CLAIMS | AFTERWARDS).values() if set(pair) & {arm for arm, _ in runs}]
+    named = ", ".join(f"`{arm}` with seed {seed} ({greedy(cells[arm][seed]):.0f}%)" for arm, seed in runs)
+    without = ", ".join(f"{area_difference(rest, *pair, 'calls').text()} (`{pair[0]}` - `{pair[1]}`)" for pair in pairs)
+    return [
+        f"That every run goes well: {named} ended below the start, by its likeliest answers. It stays in all numbers; "
+        f"without such runs the first table would have {without or 'the same numbers'}."
+    ]
 
 
 def listens(cells: Cells, probes) -> list[str]:
     rows = []
-    for arm in forking(cells):
+    for arm in (arm for arm in forking(cells) if arm in MAIN | SCORES | CONSTANTS):
         by_step = lambda name: f"{averaged(cells, arm, lambda c: np.mean(c['curve'][name])):.1f}"
         differ = averaged(cells, arm, lambda c: np.average(c["curve"]["forks_differ"], weights=forks_of(c)))
-        depth = averaged(cells, arm, lambda c: np.average(range(len(c["forks_by_depth"])), weights=c["forks_by_depth"]))
         counts = [by_step(name) for name in ("decisions", "forks", "top_ups")]
-        rows.append([f"`{arm}`", *counts, f"{100 * differ:.0f}%", f"{depth:.1f}"])
+        rows.append([f"`{arm}`", ARMS[arm].says, *counts, f"{mean_depth(cells, arm):.1f}", f"{100 * differ:.0f}%"])
     return [
         "## Does the rule listen to it?",
-        "A comparison of two rules says something only where they fork in different places. *Elsewhere* is the share "
-        "of forks that start behind other tokens than if the same entropies had been dealt out by lot among the places "
-        "that stood to choice; *depth* is the mean number of the tool result that they start at. Places by lot in a "
-        "whole tree stand elsewhere than another lot's; places in one wave are mostly the same place.",
+        *apart(read_json(FORKS, "what forks.py leaves", ("pairs", "questions")) if FORKS.exists() else {}),
+        "During training, a step: tool results at which a rule decides, forks, paths from the prompt that used up the "
+        "rest of the budget, and the mean number of the result that a fork starts at. *Elsewhere* is the share of "
+        "forks that start behind other tokens than if the same entropies had been dealt out by lot among the results "
+        "of one wave, or of the whole tree under `best`, where two lots differ, too.",
         "![forks](figures/forks.png)",
-        table("arm | places a step | forks | top-ups | elsewhere | depth", rows),
-        *apart(json.loads(FORKS.read_text(encoding="utf-8")) if FORKS.exists() else {}),
+        table("arm | what it is | results | forks | top-ups | depth | elsewhere", rows),
     ]
 
 
@@ -221,74 +257,81 @@ def apart(found: dict) -> list[str]:
     """On how many of their forks the arms differ that are compared for where they fork."""
     if not found:
         return []
-    shares = {pair: {"forks elsewhere": share} for pair, share in found["pairs"].items()}
-    columns = {"forks": "forks a tree", "depth": "depth", "results": "results a tree", "above": "share with ΔH > 0"}
-    arms = {f"`{arm}`": {columns[key]: value for key, value in own.items()} for arm, own in found["arms"].items()}
+    kinds: dict[str, list[str]] = {
+        "half of the forks or more": [],
+        "less than half": [],
+        "none, so that the two are one method": [],
+    }
+    for pair, share in found["pairs"].items():
+        arm, other = pair.split(" - ")
+        kind = list(kinds)[0 if share[0] >= 0.5 else 1 if share[0] else 2]
+        kinds[kind].append(f"`{arm}` and `{other}` {shown(share)}" if share[0] else f"`{arm}` and `{other}`")
     return [
-        "Two arms against each other (`python experiments/forks.py`): trees of the start policy for the same "
-        f"{found['questions']} questions, which begin with the same trajectories. *Forks elsewhere* are those of the "
-        "first arm behind whose tokens the second starts no path; 0 means that the two are one method.",
-        facts("arms", shares),
-        facts("arm", arms),
+        "A comparison of two rules says something only where they fork in different places. `python "
+        f"experiments/forks.py` grows trees of the start policy for the same {found['questions']} questions, which "
+        "begin with the same trajectories. The share of the first arm's forks behind whose tokens the second starts no "
+        "path:",
+        "\n".join(f"- {kind}: {', '.join(own)}" for kind, own in kinds.items() if own),
     ]
 
 
-def forks_of(cell: dict) -> np.ndarray:
-    """Of each step, and never none at all, to weigh with."""
-    return np.array(cell["curve"]["forks"]) + 1e-9
-
-
-def forking(cells: Cells) -> list[str]:
-    return [arm for arm in there(cells, ARMS) if averaged(cells, arm, lambda c: total(c, "forks"))]
-
-
 def differences(cells: Cells, pairs: Pairs) -> list[str]:
-    """A table of mean accuracy for equal budgets on each axis and of accuracy at the end, and a sentence for each."""
-    rows, lines = [], []
+    """A table of mean accuracy for equal budgets on each axis, what it says in words, and the command."""
+    if not pairs:
+        return ["Not run yet."]
+    rows = []
     for arm, other in pairs:
-        ends = [end_difference(cells, arm, other, answers).text() for answers in ("sampled", "greedy")]
         found = [area_difference(cells, arm, other, axis) for axis in (*AXES, "steps")]
-        rows.append([f"`{arm}` - `{other}`", str(found[0].n), *(one.text() for one in found), *ends])
-        lines.append(f"- {in_words(arm, other, found[0], 'mean accuracy for equal tool calls')}")
-    head = ["arms", "seeds", *(f"equal {name}" for name in AXES.values()), "equal steps", "end, sampled", "end, greedy"]
-    return [table(" | ".join(head), rows), "\n".join(lines)] if pairs else ["Not run yet."]
+        found.append(end_difference(cells, arm, other, "sampled"))
+        needs = needed(cells, arm, other, "calls").text(0)
+        if not alike(cells, arm, other):
+            rows.append([f"`{arm}` - `{other}`", str(found[0].n), *(one.text() for one in found), needs])
+    head = ["arms", "seeds", *(f"equal {name}" for name in AXES.values()), "equal steps", "at the end", NEED]
+    arms = dict.fromkeys(arm for pair in pairs for arm in reversed(pair))
+    starts = dict.fromkeys(ARMS[arm].start for arm in arms)
+    command = f"`python experiments/run.py --only {' '.join([*starts, *arms])}`"
+    return [in_words(cells, pairs), table(" | ".join(head), rows), command]
 
 
-def in_words(arm: str, other: str, difference: Interval, measure: str, unit: str = "points") -> str:
-    """One sentence, whose words the interval chooses."""
-    if math.isnan(difference.low):
-        return f"`{arm}` against `{other}`, {measure}: too few seeds ({difference.n}) to say."
-    if not difference.verdict():
-        bound = max(abs(difference.low), abs(difference.high))
-        return (
-            f"`{arm}` and `{other}` are not told apart in {measure}: {difference.text()} {unit}, "
-            f"so they agree within ±{bound:.1f} {unit} ({difference.n} seeds)."
-        )
-    word = "higher" if difference.verdict() > 0 else "lower"
-    return f"`{arm}` is **{word}** than `{other}` in {measure}: {difference.text()} {unit} ({difference.n} seeds)."
+def in_words(cells: Cells, pairs: Pairs) -> str:
+    """Who is higher than whom for equal tool calls, a line for each kind of finding."""
+    found: dict[str, dict[str, list[str]]] = {word: {} for word in (HIGHER, LOWER, APART, ALIKE, FEW)}
+    for arm, other in pairs:
+        difference = area_difference(cells, arm, other, "calls")
+        word = ALIKE if alike(cells, arm, other) else finding(difference)
+        found[word].setdefault(other, []).append(f"`{arm}`" + within(difference) * (word == APART))
+    lines = []
+    for word, own in found.items():
+        link = "than" if word in (HIGHER, LOWER) else "and"
+        told = "; ".join(f"{', '.join(arms)} {link} `{other}`" for other, arms in own.items())
+        lines += [f"- {word}: {told}"] * bool(own)
+    return "\n".join(["For equal tool calls:\n", *lines])
+
+
+HIGHER, LOWER, APART, FEW = "**higher**", "**lower**", "not told apart", "too few seeds to say"
+ALIKE = "one method here, with the same accuracy at every evaluation on every seed"
+
+
+def finding(difference: Interval) -> str:
+    """A word that the interval chooses."""
+    return FEW if math.isnan(difference.low) else {1: HIGHER, -1: LOWER, 0: APART}[difference.verdict()]
+
+
+def within(difference: Interval) -> str:
+    """How much two arms may differ that are not told apart."""
+    bound = max(abs(difference.low), abs(difference.high))
+    return "" if math.isnan(bound) or difference.verdict() else f" (within ±{bound:.1f})"
 
 
 def learns(cells: Cells, probes) -> list[str]:
     pairs = paired(cells, [(arm, "grpo") for arm in MAIN if arm not in ("start", "grpo")] + FEWER_LEAVES)
-    fewer = [[f"`{a}` against `{b}`", *(needed(cells, a, b, axis).text(0) for axis in AXES)] for a, b in pairs]
-    spent = []
-    for arm in there(cells, ARMS):
-        a_step = [averaged(cells, arm, lambda c: np.mean(c["curve"][axis])) for axis in AXES]
-        spent.append([f"`{arm}`", ARMS[arm].says, *(f"{value:,.0f}" for value in a_step[:-1]), f"{a_step[-1]:.2f}"])
     return [
         "## Does it learn faster per call, per token, per second?",
         "![curves](figures/curves.png)",
-        "The bands are one standard error over seeds; paired differences are surer than they look. In points: mean "
-        "accuracy while both arms spend the same (the area between the curves up to where the shorter one ends), and "
-        "accuracy on held-out questions after the last step, whatever each had spent by then. An arm that calls less "
-        "takes more optimizer steps for its calls, at one learning rate for all. So each is also compared by steps, "
-        "whatever a step costs, and with fewer leaves without forks.",
+        "Bands are one standard error over seeds; paired differences are surer than they look. The table has points: "
+        "mean accuracy while both arms spend the same (the area between the curves up to where the shorter one ends), "
+        "and sampled accuracy on held-out questions after the last step, whatever each had spent by then.",
         *differences(cells, pairs),
-        "What an arm needs for equal accuracy, in percent more (+) or less (-) than the other, nine tenths of the way "
-        "from the start to the lower of their best mean accuracies (the paper's figure 7; jackknife over seeds):",
-        table(" | ".join(["arms", *AXES.values()]), fewer),
-        "What a step costs. Seconds are the processor's, of the training process, rollouts and update together.",
-        table(" | ".join(["arm", "what it is", *AXES.values()]), spent),
     ]
 
 
@@ -296,7 +339,7 @@ def places(cells: Cells, probes) -> list[str]:
     return [
         "## Is it entropy that chooses better places?",
         "Arms alike in N, Z and recursion: the same rule, with the same entropies dealt out in another order; or, for "
-        "the threshold, as many forks at results by lot (`threshold-rate`).",
+        "the threshold, forks at a quarter of the results by lot (`threshold-rate`), which are more and less deep.",
         "![places](figures/places.png)",
         *differences(cells, paired(cells, PLACES)),
     ]
@@ -345,116 +388,43 @@ def constants(cells: Cells, probes) -> list[str]:
 
 
 def biased(cells: Cells, probes) -> list[str]:
-    mixed = lambda arm: f"{100 * averaged(cells, arm, lambda c: np.mean(c['curve']['mixed'])):.0f}%"
-    rows = [[f"`{arm}`", signal(cells, arm).text(2), mixed(arm)] for arm in there(cells, ARMS)]
+    arms = [arm for arm in there(cells, ARMS) if len(cells[arm]) > 2]
+    found = {arm: signal(cells, arm) for arm in arms}
+    sure = [f"`{arm}`" for arm in arms if found[arm].verdict() > 0]
     return [
         "## What is biased, and how noisy is it?",
-        "Which parts of the estimator are biased, by how much and why is a matter of enumeration, not of runs: "
-        "[docs/theory.md](../docs/theory.md). Noise is measured: *signal* is the square of the mean gradient over the "
-        "trace of its covariance, at the start policy, for each 100 tool calls (jackknife over seeds); it says nothing "
-        "of bias. *Mixed* is the share of training trees whose leaves differ in accuracy, so that they teach.",
-        table("arm | signal per 100 calls | mixed", rows),
+        "Bias is a matter of enumeration, not of runs: [docs/theory.md](../docs/theory.md). In short: a group's "
+        "mean and standard deviation, which nearly all arms use, tilt the gradient without any fork; with the mean "
+        "alone, forks tilt it, whatever decides them; without either, neither forks by lot nor, for k = 1, split "
+        "weights do.",
+        "Noise is measured: the square of the mean gradient over the trace of its covariance, at the start policy, for "
+        f"each 100 tool calls (jackknife over seeds). It is surely above 0 for {len(sure)} of {len(arms)} arms with "
+        f"three seeds or more{': ' * bool(sure)}{', '.join(sure)}. {NOISE_BATCHES} gradients a seed are too few to "
+        "rank them by.",
+        table("arm | signal per 100 calls", [[f"`{arm}`", found[arm].text(2)] for arm in arms if arm in MAIN]),
     ]
 
 
-def repeated(cells: Cells, probes) -> list[str]:
-    k, rows = SAMPLES, []
+def every_arm(cells: Cells, probes) -> list[str]:
+    """What a step costs, and what comes of all."""
+    rows, k = [], SAMPLES
+    passes = f"pass@1 | pass@{k} | pass^{k}"
     for arm in (arm for arm in ARMS if cells[arm]):
-        numbers = [
-            averaged(cells, arm, lambda c: held_out(c, "greedy")),
-            *(
-                averaged(cells, arm, lambda c: measure(c, n))
-                for measure, n in ((pass_at, 1), (pass_at, k), (pass_all, k))
-            ),
-        ]
-        rows.append([f"`{arm}`", str(len(cells[arm])), *(f"{number:.1f}" for number in numbers)])
+        mean = lambda measure: averaged(cells, arm, measure)
+        costs = [mean(lambda c: np.mean(c["curve"][axis])) for axis in AXES] if ARMS[arm].start != arm else []
+        costs = [*(f"{value:,.0f}" for value in costs[:-1]), f"{costs[-1]:.2f}"] if costs else ["-"] * len(AXES)
+        mixed = f"{100 * mean(lambda c: np.mean(c['curve']['mixed'])):.0f}" if ARMS[arm].start != arm else "-"
+        ends = [mean(lambda c: held_out(c, "greedy")), mean(lambda c: pass_at(c, 1)), mean(lambda c: pass_at(c, k))]
+        ends.append(mean(lambda c: pass_all(c, k)))
+        rows.append([f"`{arm}`", ARMS[arm].says, str(len(cells[arm])), *costs, mixed, *(f"{end:.1f}" for end in ends)])
     return [
-        "## pass@k and pass^k",
-        f"Held-out questions after the last step, percent: the likeliest answer; one sampled answer; one of {k} right "
-        f"(pass@{k}); all of {k} right (pass^{k}).",
-        table(f"arm | seeds | greedy | pass@1 | pass@{k} | pass^{k}", rows),
+        "## Every arm: what a step costs, pass@k and pass^k",
+        "Seconds are the processor's, rollouts and update together. *Mixed* is the share of training trees whose "
+        "leaves differ in accuracy, so that they teach. On held-out questions after the last step, percent: the "
+        f"likeliest answer right; one sampled answer; one of {k} (pass@{k}); all of {k} (pass^{k}). Means over "
+        "an arm's seeds, which are not the same for all arms.",
+        table(f"arm | what it is | seeds | {' | '.join(AXES.values())} | mixed | greedy | {passes}", rows),
     ]
-
-
-# ---------------------------------------------------------------------------------- figures
-
-
-def draw(cells: Cells, folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(exist_ok=True)
-    if not there(cells, MAIN):
-        return
-    pyplot.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "figure.dpi": 110}
-    pairs = {
-        "places": paired(cells, PLACES),
-        "views": compared(cells, VIEWS),
-        "methods": compared(cells, METHODS),
-        "constants": compared(cells, CONSTANTS),
-    }
-    figures = {"curves": draw_curves(cells, pyplot), "forks": draw_forks(cells, pyplot)}
-    figures |= {name: draw_differences(cells, own, pyplot) for name, own in pairs.items() if own}
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", bbox_inches="tight")
-        pyplot.close(figure)
-
-
-def draw_curves(cells: Cells, pyplot):
-    """Mean accuracy of the main arms on each axis; bands of one standard error."""
-    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharey=True)
-    for panel, (axis, name) in zip(panels.flat, AXES.items()):
-        for arm in there(cells, MAIN):
-            seeds = shared(cells, arm)
-            x, y = mean_curve(cells, arm, seeds, axis)
-            spread = np.std([curve(cells, arm, seed, axis)[1] for seed in seeds], axis=0)
-            error = spread / math.sqrt(max(1, len(seeds) - 1))
-            (line,) = panel.plot(x, y, "-" if ARMS[arm].base in ("", "grpo") else "--", label=arm, marker=".")
-            panel.fill_between(x, y - error, y + error, color=line.get_color(), alpha=0.12, linewidth=0)
-        panel.set(xlabel=name, xlim=(0, None))
-    for panel in panels[:, 0]:
-        panel.set_ylabel("dev accuracy, sampled, %")
-    panels[0, 0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    return figure
-
-
-def draw_forks(cells: Cells, pyplot):
-    """For each rule: the share of forks elsewhere than a lot's, and at which tool result they stand."""
-    arms = [arm for arm in forking(cells) if arm in MAIN | SCORES]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 0.3 * len(arms) + 1), sharey=True)
-    differ = lambda c: 100 * np.average(c["curve"]["forks_differ"], weights=forks_of(c))
-    left.barh(arms, [averaged(cells, arm, differ) for arm in arms])
-    left.set(xlabel="forks elsewhere than a lot's, %", xlim=(0, 100))
-    deepest = max(len(cell["forks_by_depth"]) for arm in arms for cell in cells[arm].values())
-    colours, before = pyplot.get_cmap("viridis", deepest), np.zeros(len(arms))
-    for depth in range(1, deepest):
-        at = lambda c: 100 * ([*c["forks_by_depth"], *[0] * deepest][depth]) / sum(c["forks_by_depth"])
-        shares = np.array([averaged(cells, arm, at) for arm in arms])
-        right.barh(arms, shares, left=before, color=colours(depth), label=str(depth))
-        before += shares
-    right.set(xlabel="forks at each tool result, % (1 is the first)", xlim=(0, 100))
-    right.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1))
-    left.invert_yaxis()
-    figure.tight_layout()
-    return figure
-
-
-def draw_differences(cells: Cells, pairs: Pairs, pyplot):
-    """Paired differences in mean accuracy for equal tool calls and for equal gradient tokens, with their intervals."""
-    figure, panel = pyplot.subplots(figsize=(8, 0.45 * len(pairs) + 1.2))
-    for shift, axis in ((-0.12, "calls"), (0.12, "train_tokens")):
-        found = [area_difference(cells, *pair, axis) for pair in pairs]
-        half = np.nan_to_num([one.high - one.mean for one in found])
-        means, heights = [one.mean for one in found], np.arange(len(pairs)) + shift
-        panel.errorbar(means, heights, xerr=half, fmt="o", capsize=3, label=f"for equal {AXES[axis]}")
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_yticks(range(len(pairs)), [f"{arm} - {other}" for arm, other in pairs])
-    panel.set(xlabel="difference in mean accuracy, points (95% interval)", ylim=(len(pairs) - 0.5, -0.5))
-    panel.legend(frameon=False, fontsize=8)
-    return figure
 
 
 if __name__ == "__main__":

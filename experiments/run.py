@@ -38,6 +38,7 @@ from data.results import Result
 from data.settings import NonNegative, Positive, Settings, one_line_errors, parse
 from eval import evaluate, mean_accuracy, open_policy
 from experiments.grid import ARMS, COMMON, MAIN, NOISE_BATCHES, SAMPLES, SECONDS
+from experiments.measures import read_cell, write_json
 from tools import make_sandbox
 from train import Stream, TrainConfig, load_tasks, read_flags, take_step
 
@@ -65,7 +66,9 @@ def main() -> None:
             raise ValueError(f"--only: expected arms of {', '.join(ARMS)}, found {', '.join(unknown)}")
         cells = [cell for cell in in_order() if cell[0] in (config.only or ARMS) and cell[1] < config.seeds]
         for arm in {arm for arm, _ in cells}:
-            hash_of(arm)  # what is wrong with its flags is told before anything runs
+            hash_of(arm)  # what is wrong with its flags, or with a file, is told before anything runs
+        for file in RESULTS.glob("*.json"):
+            read_cell(file)
         if config.list:
             print(listing(cells, config.workers))
             return
@@ -98,7 +101,7 @@ def listing(cells: list[tuple[str, int]], workers: int) -> str:
         fit = [is_made(*cell) for cell in cells if cell[0] == arm]
         missing += len(fit) - sum(fit)
         lines.append(f"{arm:20s} {sum(fit):2d} of {len(fit):2d} seeds   {ARMS[arm].says}: {ARMS[arm].flags}")
-    took = [json.loads(file.read_text())["seconds"] for file in RESULTS.glob("*.json")]
+    took = [read_cell(file)["seconds"] for file in RESULTS.glob("*.json")]
     hours = missing * (np.mean(took) if took else SECONDS) / 3600
     return "\n".join([*lines, f"{missing} of {len(cells)} cells missing, {hours / workers:.1f} h on {workers} cores"])
 
@@ -120,7 +123,7 @@ def work(cells: list[tuple[str, int]], until: float) -> None:
                 print(f"{arm}, seed {seed}: {error}", file=sys.stderr, flush=True)
                 failed += 1
                 continue
-            write(RESULTS / f"{arm}-{seed}.json", result)
+            write_json(RESULTS / f"{arm}-{seed}.json", result)
             print(f"{arm}, seed {seed}: {result['seconds']:.0f} s", flush=True)
     if failed:
         raise SystemExit(1)
@@ -135,14 +138,6 @@ def alone(file: Path) -> Iterator[bool]:
             yield True
         except BlockingIOError:
             yield False
-
-
-def write(file: Path, result: dict) -> None:
-    """A line for each entry, and never half a file under its name."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()]
-    whole = file.with_suffix(".new")
-    whole.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    whole.replace(file)
 
 
 # ---------------------------------------------------------------------------------- what made a result
@@ -176,7 +171,7 @@ def hash_of(arm: str) -> str:
 def is_made(arm: str, seed: int) -> bool:
     """Whether there is a result that today's settings would make again."""
     file = RESULTS / f"{arm}-{seed}.json"
-    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["hash"] == hash_of(arm)
+    return file.exists() and read_cell(file)["hash"] == hash_of(arm)
 
 
 # ---------------------------------------------------------------------------------- a cell

@@ -12,7 +12,7 @@ from data import Question
 from data.format import ToolResult, tagged
 from experiments import criticality
 from experiments.criticality import CriticalityConfig, best, in_waves, measure, spearman, summarise, variances
-from experiments.report import read_probes, shown
+from experiments.probes import read_probes, shown
 from rollout import Sample, grow_trees, uniform
 from tools import Task
 
@@ -118,6 +118,19 @@ def test_a_summary_worked_by_hand():
     # 0.2 for one call, where a lot has 0.05 for 1.5 calls
     assert summary["rule"]["highest ΔH of all (best)"]["per call, over a lot's"][0] == pytest.approx(6)
     assert summary["rule"]["tail"]["per call, over a lot's"] is None  # its leaves need no call
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
+    """Guards: minutes of measuring that are lost at the end."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    for output, found in (("file/x", "File exists"), ("folder", "Is a directory")):
+        with pytest.raises(ValueError, match=f"{output}.*expected a place for files, found .*: {found}"):
+            criticality.check_place(f"{tmp_path}/{output}")
+    (tmp_path / "there.json").write_text("{}")
+    criticality.check_place(f"{tmp_path}/there")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder.json", "there.json"]
+    assert (tmp_path / "there.json").read_text() == "{}"
 
 
 def test_committed_measurements_are_told_by_their_own_places(monkeypatch):

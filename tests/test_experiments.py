@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import forks, measures, report, run
+from experiments import forks, measures, probes, report, run
 from experiments.grid import ARMS, CLAIMS, SAMPLES, Arm
 from experiments.measures import Interval
 from rollout import Decision, Node, Tree
@@ -14,8 +14,9 @@ from rollout import Decision, Node, Tree
 
 def test_the_committed_page_is_made_from_the_committed_files():
     """Guards: a number on the page that no file holds, or results that came in after it was made."""
-    cells, probes = measures.read_cells(report.HERE / "results"), report.read_probes(report.HERE / "criticality")
-    assert report.page(cells, probes) == (report.HERE / "RESULTS.md").read_text(encoding="utf-8")
+    cells = measures.read_cells(report.HERE / "results")
+    measured = probes.read_probes(report.HERE / "criticality")
+    assert report.page(cells, measured) == (report.HERE / "RESULTS.md").read_text(encoding="utf-8")
     readme = (report.HERE.parent / "README.md").read_text(encoding="utf-8")
     assert report.with_short_table(readme, cells) == readme
 
@@ -82,17 +83,30 @@ def test_intervals_worked_by_hand():
 
 
 @pytest.mark.parametrize(
-    "values, expected",
+    "values, chance, word, told",
     [
-        ([1.0, 1.1, 0.9], "is **higher** than `b`"),
-        ([-1.0, -1.1, -0.9], "is **lower** than `b`"),
-        ([-1.0, 1.0, 0.3], "so they agree within ±2.6 points (3 seeds)"),
-        ([5.0], "too few seeds (1) to say"),
+        ([1.0, 1.1, 0.9], 0.01, "**higher**", "**supported**"),
+        ([1.0, 1.1, 0.9], 0.06, "**higher**", "a hint for it"),
+        ([-1.0, -1.1, -0.9], 0.01, "**lower**", "**contradicted**"),
+        ([-1.0, -1.1, -0.9], 0.06, "**lower**", "a hint against it"),
+        ([-1.0, 1.0, 0.3], 0.9, "not told apart", "not told apart (within ±2.6)"),
+        ([5.0], math.nan, "too few seeds to say", "too few seeds to say"),
     ],
 )
-def test_the_interval_chooses_the_words(values, expected):
+def test_the_interval_chooses_the_words(values, chance, word, told):
     """Guards: a conclusion that the numbers do not carry, and "no difference" where nothing was found."""
-    assert expected in report.in_words("a", "b", Interval.of(values), "accuracy")
+    found = Interval.of(values)
+    assert (report.finding(found), report.verdict(found, chance)) == (word, told)
+
+
+def test_many_findings_are_held_to_more_than_one():
+    """Guards: of many claims that are tried, some that chance alone supports."""
+    assert measures.beyond(2.1314, 15) == pytest.approx(0.05, abs=1e-4)  # as printed in tables of Student's t
+    t_value = 3 / (np.std([1, 2, 3, 4, 5], ddof=1) / 5**0.5)
+    assert Interval.of([1.0, 2, 3, 4, 5]).chance() == pytest.approx(float(measures.beyond(t_value, 4)))
+    assert math.isnan(Interval.of([1.0]).chance()) and Interval.of([0.0, 0]).chance() == 1
+    assert measures.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert measures.holm([math.nan, 0.5, 0.9])[1:] == [1, 1]
 
 
 def test_forks_elsewhere_worked_by_hand():
@@ -140,6 +154,13 @@ def test_measures_worked_by_hand():
     assert measures.pass_at(right, SAMPLES) == 100 and measures.pass_all(right, SAMPLES) == 50
 
 
+def test_a_step_that_costs_nothing_adds_no_area():
+    """Guards: an end that rises for free, drawn as if the way there had risen."""
+    assert measures.area(np.array([0.0, 10, 10]), np.array([0.0, 50, 90]), 10) == 25
+    assert measures.area(np.array([0.0, 10, 10, 20]), np.array([0.0, 50, 90, 90]), 15) == pytest.approx(140 / 3)
+    assert measures.area(np.array([0.0, 10]), np.array([0.0, 50]), 4) == 10
+
+
 def test_the_signal_of_a_gradient_worked_by_hand():
     """A mean gradient of length 3 and noise of variance 1: products 9 between two gradients, 10 of one with itself.
 
@@ -154,7 +175,52 @@ def test_the_signal_of_a_gradient_worked_by_hand():
 
 def test_seeds_of_other_settings_are_refused(tmp_path):
     for seed, name in enumerate("ab"):
-        made = {"arm": "arpo", "seed": seed, "hash": name}
-        (tmp_path / f"arpo-{seed}.json").write_text(json.dumps(made))
-    with pytest.raises(ValueError, match="arpo: expected one settings hash, found a, b"):
+        made = {"arm": "arpo", "seed": seed, "hash": name, "greedy": "1", "sampled": "4", "seconds": 1}
+        made |= {"dev": {}, "gradients": {}, "curve": {}, "forks_by_depth": []}
+        measures.write_json(tmp_path / f"arpo-{seed}.json", made)
+    with pytest.raises(ValueError, match=r"arpo: expected one settings hash, found a \(seeds 0\), b \(seeds 1\)"):
         measures.read_cells(tmp_path)
+
+
+def test_committed_cells_are_those_of_todays_settings():
+    """Guards: arms that are compared although the grid was changed between their runs."""
+    files = [file.stem.rpartition("-") for file in run.RESULTS.glob("*.json")]
+    assert files and [f"{arm}-{seed}" for arm, _, seed in files if not run.is_made(arm, int(seed))] == []
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('{"arm": "arpo",', "expected a cell of run.py, found no JSON"),
+        ("[1]", "expected a cell of run.py, found no arm, seed, hash, dev, greedy, sampled, seconds"),
+        ('{"arm": "arpo", "seed": 0}', "expected a cell of run.py, found no hash, dev, greedy, sampled, seconds"),
+        (
+            '{"arm": "start", "seed": 1, "hash": "", "dev": {}, "greedy": "", "sampled": "", "seconds": 1}',
+            "expected a cell of that name, found start-1",
+        ),
+    ],
+)
+def test_a_file_that_is_no_cell_is_named(tmp_path, monkeypatch, capsys, text, expected):
+    """One line and exit code 2, by the runner before it begins. Guards: a damaged file that is left out, or a trace."""
+    (tmp_path / "arpo-0.json").write_text(text)
+    with pytest.raises(ValueError, match=f"arpo-0.json: {expected}"):
+        measures.read_cells(tmp_path)
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["run.py", "--only", "start"])
+    with pytest.raises(SystemExit, match="2"):
+        run.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line and (tmp_path / "arpo-0.json").read_text() == text
+
+
+def test_a_whole_grid_misses_nothing():
+    """Guards: a page that goes on about missing cells, or falls where an arm has none or one."""
+    cells = measures.read_cells(report.HERE / "results")
+    of = lambda arm: list((cells[arm] or cells["start" if ARMS[arm].start == arm else "grpo"]).values())
+    whole = {arm: {seed: of(arm)[seed % len(of(arm))] for seed in range(own.seeds)} for arm, own in ARMS.items()}
+    page, declared = report.page(whole, {}), sum(arm.seeds for arm in ARMS.values())
+    assert f"**{declared} of {declared} cells are there.**\n" in page
+    assert "want of processor time" not in page and "too few" not in report.opening(whole, {})[-1]
+    for few in (0, 1, 2):
+        part = {arm: {seed: cell for seed, cell in own.items() if seed < few} for arm, own in whole.items()}
+        assert "want of processor time" in report.page(part, {})
