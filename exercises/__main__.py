@@ -1,8 +1,10 @@
 """The command line of the course. Without a command it prints how it goes."""
 
 import argparse
+import difflib
 import json
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,7 +21,7 @@ Exercises about ARPO: you write the heart of it yourself, and are told in second
 
   python -m exercises start NAME      makes your own copy of the project in ../arpo-NAME, with statements taken out
   python -m exercises list            the exercises, their places in the copy, and how far you are
-  python -m exercises grade           checks all that you wrote; `grade 3` checks exercise 3
+  python -m exercises grade           checks all that you wrote; `grade 3` or `grade branch` checks one exercise
   python -m exercises hint 3          a hint; once more, the next one
   python -m exercises bug             plants a bug, makes a run with it and one without, and lets you find it
   python -m exercises experiment NAME a class experiment with your own seed, one to two minutes: {names}
@@ -41,6 +43,8 @@ Solutions are a file away, in this checkout: not looking is up to you.
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     flags = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # what students' code says may hold anything
     if flags.command is None:
         print(GUIDE, end="")
         return 0
@@ -49,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"exercises: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("exercises: interrupted", file=sys.stderr)
+        return 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,11 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     begin = command("start", start, copy=False)
     begin.add_argument("name", metavar="NAME")
     begin.add_argument("--folder", type=Path, help="default ../arpo-NAME")
-    command("list", show_list).add_argument("numbers", metavar="N", nargs="*", type=int)
+    command("list", show_list).add_argument("numbers", metavar="N", nargs="*")
     check = command("grade", grade)
-    check.add_argument("numbers", metavar="N", nargs="*", type=int)
+    check.add_argument("numbers", metavar="N", nargs="*", help="a number, or words of the title")
     check.add_argument("--seed", type=int, help="other inputs than those of the copy's own seed")
-    command("hint", hint).add_argument("number", metavar="N", type=int)
+    command("hint", hint).add_argument("number", metavar="N")
     hunting = command("bug", bug)
     hunting.add_argument("--check", action="store_true", help="what of your answer is right, and of your test")
     hunting.add_argument("--level", type=int, choices=(1, 2, 3), default=0, help="1 is easy to find; default any")
@@ -84,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     trial.add_argument("name", choices=EXPERIMENTS)
     trial.add_argument("--predict", default="", help="what you expect, in a few words, before you see it")
     command("submit", submit)
-    command("rubric", rubric, copy=False).add_argument("numbers", metavar="N", nargs="*", type=int)
+    command("rubric", rubric, copy=False).add_argument("numbers", metavar="N", nargs="*")
     for name, run in (("summary", summary), ("regrade", regrade), ("pool", pool)):
         own = command(name, run, copy=False)
         own.add_argument("files", metavar="FILE", nargs="+", type=Path)
@@ -97,7 +104,7 @@ def the_copy(flags: argparse.Namespace) -> Copy:
     """The copy that is named, or the only one there is beside the checkout."""
     if flags.copy:
         return Copy.open(flags.copy)
-    found = sorted(ROOT.parent.glob(f"arpo-*/{copies.ABOUT}"))
+    found = copies_beside()
     if len(found) != 1:
         names = ", ".join(file.parent.name for file in found) or "none (python -m exercises start NAME makes one)"
         raise ValueError(
@@ -106,12 +113,34 @@ def the_copy(flags: argparse.Namespace) -> Copy:
     return Copy.open(found[0].parent)
 
 
-def chosen(numbers: list[int]) -> list[Exercise]:
+def copies_beside() -> list[Path]:
+    return sorted(ROOT.parent.glob(f"arpo-*/{copies.ABOUT}"))
+
+
+def chosen(words: list[str]) -> list[Exercise]:
+    """The exercises of these numbers or titles; all of them where none is named. Raises ValueError."""
     course = load_course()
-    known = [exercise.number for exercise in course]
-    if unknown := [number for number in numbers if number not in known]:
-        raise ValueError(f"expected exercises out of {', '.join(map(str, known))}, found {unknown[0]}")
-    return [exercise for exercise in course if not numbers or exercise.number in numbers]
+    together = fits(" ".join(words), course)
+    wanted = course if not words else together if len(together) == 1 else [one(word, course) for word in words]
+    return [exercise for exercise in course if exercise in wanted]
+
+
+def one(word: str, course: list[Exercise]) -> Exercise:
+    found = fits(word, course)
+    if len(found) != 1:
+        names = ", ".join(f"{exercise.number} {exercise.title}" for exercise in found or course)
+        raise ValueError(f"expected one exercise, by its number or title, of {names}; found {word!r}")
+    return found[0]
+
+
+def fits(word: str, course: list[Exercise]) -> list[Exercise]:
+    """Those of a number such as 3 or E3, of a title, of one that is nearly so, or of a part of a title."""
+    if number := re.fullmatch(r"(?:e|ex|exercise ?)?0*(\d+)", word.lower()):
+        return [exercise for exercise in course if exercise.number == int(number[1])]
+    plain = lambda text: re.sub(r"[\W_]+|\bthe\b", " ", text.lower()).strip()
+    titles = {plain(exercise.title): exercise for exercise in course}
+    near = [plain(word)] if plain(word) in titles else difflib.get_close_matches(plain(word), titles, 1, 0.8)
+    return [titles[title] for title in near or [title for title in titles if plain(word) and plain(word) in title]]
 
 
 # ---------------------------------------------------------------------------------- for students
@@ -122,9 +151,12 @@ def start(flags) -> int:
     if not re.fullmatch(r"[\w.-]+", flags.name):
         raise ValueError(f"expected a name of letters, digits, points and dashes, found {flags.name!r}")
     folder = flags.folder or ROOT.parent / f"arpo-{flags.name}"
+    alike = [file.parent for file in copies_beside() if file.parent.name.casefold() == folder.name.casefold()]
+    if alike and not flags.folder:
+        raise ValueError(f"expected a name that is not taken, found {alike[0]}: to begin anew, delete or rename it")
     copy = copies.make_copy(folder, flags.name, copies.seed_of(flags.name))
     print(f"{copy.folder} is yours: EXERCISES.md in it says what is to be written where.")
-    print(f"Then, in this folder: python -m exercises grade{f' --copy {folder}' * bool(flags.folder)}")
+    print("Then, here or there: python -m exercises grade" + f" --copy {shlex.quote(str(folder))}" * bool(flags.folder))
     return 0
 
 
@@ -166,18 +198,19 @@ def grade(flags) -> int:
     if copy.version != copies.version_of_sources():
         print("note: the project has changed since your copy was made")
     seed = copy.seed if flags.seed is None else flags.seed
-    verdicts = grading.grade(copy, exercises, seed)
-    blank = [v.number for v in verdicts if v.kind == "blank"]
-    for exercise, verdict in zip(exercises, verdicts):
+    kinds: dict[int, str] = {}
+    for exercise, verdict in zip(exercises, grading.grade(copy, exercises, seed)):
+        kinds[exercise.number] = verdict.kind
         if verdict.kind != "blank":
-            told = "right" if verdict.right else "not yet"
+            told = {"right": "right", "waits": "waits"}.get(verdict.kind, "not yet")
             print(f"exercise {exercise.number}, {exercise.title}: {told}")
-            print(f"{verdict.text}\n" if verdict.text else "", end="")
+            print(f"{verdict.text}\n" if verdict.text else "", end="", flush=True)
+        if verdict.kind not in ("blank", "waits"):
             entry = {"exercise": verdict.number, "kind": verdict.kind, "mistake": verdict.mistake, "seed": seed}
             copy.note({"time": round(time.time()), **entry})
-    if blank:
-        print(f"still blank: {', '.join(map(str, blank))}")
-    return 0 if all(verdict.right for verdict in verdicts) else 1
+    if blank := [str(number) for number, kind in kinds.items() if kind == "blank"]:
+        print(f"still blank: {', '.join(blank)}")
+    return 0 if set(kinds.values()) == {"right"} else 1
 
 
 def bug(flags) -> int:

@@ -135,7 +135,7 @@ def grade_again(handed: dict, course: list[Exercise], seed: int) -> list[grading
         write_project(folder, texts)
         about = {"name": handed["name"], "seed": handed["seed"], "version": handed["version"]}
         (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
-        return grading.grade(Copy.open(folder), course, seed)
+        return list(grading.grade(Copy.open(folder), course, seed, told=lambda text: None))
 
 
 def rubric(exercises: list[Exercise], bugs: bool = False) -> str:

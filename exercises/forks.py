@@ -15,14 +15,15 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from exercises.child import limit
+from exercises.child import LIMITS, limit
 
+SECONDS = 120  # of processor time for a job
 CRASHED = 70  # exit code of a command that ended with an error of its own
 
 
 def main() -> None:
     jobs = json.load(sys.stdin)
-    limit()
+    limit(LIMITS | {"RLIMIT_CPU": SECONDS})
     sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent.parent)]
     import torch
     import transformers  # noqa: F401

@@ -6,10 +6,18 @@ a fragment replaced. The student's code answers in a process of its own (`child.
 
 import json
 import os
+import queue
+import re
+import secrets
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from exercises.copies import Copy, version_of_sources
@@ -18,16 +26,17 @@ from exercises.patches import ROOT
 
 KNOWN = ROOT / "exercises" / ".known"  # what the known mistakes answer, by seed; no student needs to see it
 SECONDS = 10  # of processor time for an exercise; the first needs some to load what the project stands on
-PATIENCE = 300  # seconds by the clock, after which the student's process is ended
-
-
+PATIENCE = 60  # seconds by the clock for an exercise
+SILENCE = 5  # seconds after which it is said that something is still going on
+LONGEST = 600  # characters of an answer that are shown
 UNREADABLE = "SyntaxError", "IndentationError", "TabError"  # of one file, which others need
+ENDLESS = "your code did not come to an end (an endless loop?)"
 
 
 @dataclass(frozen=True)
 class Verdict:
     number: int
-    kind: str  # right, known, wrong, error, blank
+    kind: str  # right, known, wrong, error, waits (for another file), blank
     mistake: str = ""  # the name of a known one
     text: str = ""  # for the student
 
@@ -36,14 +45,14 @@ class Verdict:
         return self.kind == "right"
 
 
-def grade(copy: Copy, exercises: list[Exercise], seed: int) -> list[Verdict]:
-    """Runs the copy's code on inputs drawn from the seed."""
+def grade(copy: Copy, exercises: list[Exercise], seed: int, told: Callable[[str], None] = print) -> Iterator[Verdict]:
+    """Runs the copy's code on inputs drawn from the seed, exercise by exercise; tells of those that take long."""
     cases = {exercise.number: exercise.cases(seed) for exercise in exercises}
-    found = run_student(copy.folder, exercises, cases)
-    open_ones = [e for e in exercises if found[e.number].get("answers") and not found[e.number].get("error")]
-    wrong = [e for e in open_ones if not close(found[e.number]["answers"], right_answers(e, seed))]
-    known = mistakes_of(wrong, seed, KNOWN / f"{seed}.json" if seed == copy.seed else None) if wrong else {}
-    return [judge(e, cases[e.number], found[e.number], known.get(e.number, {})) for e in exercises]
+    cache = KNOWN / f"{seed}.json" if seed == copy.seed else None
+    for exercise, found in run_student(copy.folder, exercises, cases, told):
+        done = "error" in found or close(found["answers"], right_answers(exercise, seed))
+        known = {} if done else mistakes_of(exercise, seed, cache)
+        yield judge(exercise, cases[exercise.number], found, known)
 
 
 def right_answers(exercise: Exercise, seed: int) -> list[Any]:
@@ -53,27 +62,42 @@ def right_answers(exercise: Exercise, seed: int) -> list[Any]:
 def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, list[Any]]) -> Verdict:
     """`found` is what the student's process said, `known` what the known mistakes answer to the same cases."""
     number, answers = exercise.number, found.get("answers", [])
-    if "blank" in found:
-        return Verdict(number, "blank", text=found["blank"])
+    if found.get("error", "").startswith(f"NotImplementedError: exercise {number}: "):
+        return Verdict(number, "blank")
+    if "error" in found:
+        return failed(exercise, cases, found)
     expected = [exercise.expected(case) for case in cases]
     wrong = [n for n, (a, b) in enumerate(zip(answers, expected)) if not close(a, b)]
-    files = tuple(blank.file for blank in exercise.blanks)
-    if found.get("error", "").startswith(UNREADABLE) and not found["at"].startswith(files):
-        return Verdict(number, "blank", text=f"waits for {found['at']}")
-    if "error" in found:
-        case = f"\ninput: {show(cases[len(answers)])}" if len(answers) < len(cases) and found["at"] else ""
-        asked = "\n".join(exercise.asks)
-        return Verdict(number, "error", text=f"{found['error']}\n{found['at']}{case}\nasked for: {asked}")
     if not wrong:
         return Verdict(number, "right")
     for mistake, same in agreeing(exercise, answers, wrong, known):
         more = "" if same == wrong else "\nSomething else is wrong as well."
         differs = contrast(exercise, cases[same[0]], answers[same[0]], expected[same[0]])
-        return Verdict(number, "known", mistake.name, f"{mistake.why}{more}\n{differs}")
+        return Verdict(number, "known", mistake.name, f"{mistake.why}{more}\n{differs}{printed(found)}")
     # Rounding is told last: where something is wrong to the eye, that is shown.
     first = next((n for n in wrong if not close(answers[n], expected[n], rel=1e-3, near=1e-3)), wrong[0])
     differs = contrast(exercise, cases[first], answers[first], expected[first])
-    return Verdict(number, "wrong", text=f"This is none of the known mistakes.\n{differs}")
+    return Verdict(number, "wrong", text=f"This is none of the known mistakes.\n{differs}{printed(found)}")
+
+
+def failed(exercise: Exercise, cases: list[Any], found: dict) -> Verdict:
+    """Code that ended with an error, or gave something with which nothing could be done."""
+    at, error = found["at"], found["error"]
+    if other := re.match(r"NotImplementedError: (exercise \d+): ", error):
+        return Verdict(exercise.number, "waits", text=f"This cannot be judged before {other[1]} is written.")
+    if error.startswith(UNREADABLE) and not at.startswith(tuple(blank.file for blank in exercise.blanks)):
+        return Verdict(exercise.number, "waits", text=f"This cannot be judged before Python can read {at}")
+    lines = [error, at or "Your code came to its end, and what it gave or left could not be used."]
+    if "answers" in found:
+        case = cases[len(found["answers"])]
+        lines += [f"input:    {show(case)}", f"expected: {show(exercise.expected(case))}"]
+    lines += [f"asked for: {', and '.join(exercise.asks)}"]
+    return Verdict(exercise.number, "error", text="\n".join(lines) + printed(found))
+
+
+def printed(found: dict) -> str:
+    lines = found.get("printed", "").splitlines()
+    return "".join(f"\nprinted:  {line[:200]}" for line in lines[-10:])
 
 
 def agreeing(exercise: Exercise, answers: list, wrong: list[int], known: dict) -> list[tuple[Mistake, list[int]]]:
@@ -91,7 +115,11 @@ def contrast(exercise: Exercise, case: Any, found: Any, expected: Any) -> str:
         keys = [key for key in expected if not close(found[key], expected[key])]
         found, expected = ({key: answer[key] for key in keys} for answer in (found, expected))
     told = f"({exercise.told})\n" if exercise.told else ""
-    return f"{told}smallest input: {show(case)}\nexpected: {show(expected)}\nfound:    {show(found)}"
+    return f"{told}smallest input: {show(case)}\nexpected: {show(expected)}\nfound:    {short(show(found))}"
+
+
+def short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 def show(value: Any) -> str:
@@ -108,40 +136,93 @@ def show(value: Any) -> str:
 # ---------------------------------------------------------------------------------- running
 
 
-def run_student(folder: Path, exercises: list[Exercise], cases: dict[int, list[Any]], seconds=SECONDS) -> dict:
-    """For each exercise the answers of the code in `folder`, or an error, or that it is blank."""
+def run_student(folder: Path, exercises: list[Exercise], cases: dict, told: Callable) -> Iterator[tuple[Exercise, dict]]:
+    """For each exercise the answers of the code in `folder`, or an error, and what it printed. Where one ends the
+    process, the next has a new one."""
+    left = list(exercises)
+    while left:
+        with tempfile.TemporaryDirectory() as place:
+            process, lines = begin(folder.resolve(), left, cases, Path(place))
+            try:
+                line, read = "more", 0
+                while left and line:
+                    line = next_line(process, lines, left[0].number, told)
+                    found = json.loads(line) if line else ended(process, folder.resolve(), Path(place, "errors"))
+                    said = Path(place, "printed").read_bytes() if Path(place, "printed").exists() else b""
+                    yield left.pop(0), found | {"printed": said[read:][-4000:].decode("utf-8", "replace")}
+                    read = len(said)
+            finally:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+                process.wait()
+
+
+def begin(folder: Path, exercises: list[Exercise], cases: dict, place: Path) -> tuple[subprocess.Popen, queue.Queue]:
+    """The process, and the lines that it writes; the last one is empty."""
     jobs = [{"probe": e.probe_text(), "cases": cases[e.number]} for e in exercises]
-    job = json.dumps({"folder": str(folder.resolve()), "checkout": str(ROOT), "seconds": seconds, "exercises": jobs})
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+    token, about = secrets.token_hex(8), {"seconds": SECONDS, "printed": str(place / "printed"), "exercises": jobs}
+    about |= {"folder": str(folder), "checkout": str(ROOT), "token": token}
+    (place / "job").write_text(json.dumps(about), encoding="utf-8")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", str(Path(__file__).with_name("child.py"))]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        out, said = process.communicate(job, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, said = process.communicate()
-    found = [json.loads(line) for line in out.splitlines()]
-    answers = {e.number: answer for e, answer in zip(exercises, found)}
-    if rest := exercises[len(found) :]:  # the process ended at the first of these
-        killed = "it took too long (an endless loop?) or too much memory"
-        reason = killed if process.returncode < 0 else said.strip()[-300:]
-        answers[rest[0].number] = {"error": f"the process ended: {reason}", "at": "", "answers": []}
-        answers |= run_student(folder, rest[1:], cases, seconds) if rest[1:] else {}
-    return answers
+    with (place / "job").open() as job, (place / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command, stdin=job, stdout=subprocess.PIPE, stderr=errors, env=environment, start_new_session=True
+        )
+    lines: queue.Queue = queue.Queue()
+    Thread(target=listen, args=(process.stdout, f"{token} ".encode(), lines), daemon=True).start()
+    return process, lines
 
 
-def mistakes_of(exercises: list[Exercise], seed: int, cache: Path | None) -> dict[int, dict[str, list[Any]]]:
-    """What the known mistakes of exercises answer; kept in a file, since the project has to be loaded for them."""
-    version = f"{version_of_sources()}/{seed}"
-    kept = json.loads(cache.read_text(encoding="utf-8")) if cache and cache.exists() else {}
-    kept = kept if kept.get("version") == version else {"version": version}
-    lacking = [e for e in exercises if str(e.number) not in kept]
-    for e in lacking:
-        cases = e.cases(seed)
-        kept[str(e.number)] = {mistake.name: e.answers(cases, mistake) for mistake in e.mistakes}
-    if lacking and cache:
-        cache.parent.mkdir(exist_ok=True)
-        cache.write_text(json.dumps(kept), encoding="utf-8")
-    return {e.number: kept[str(e.number)] for e in exercises}
+def listen(stream, token: bytes, lines: queue.Queue) -> None:
+    """Hands on what stands behind the token in each line; lines without one are a student's own."""
+    for line in stream:
+        if line.startswith(token):
+            lines.put(line.removeprefix(token))
+    lines.put(b"")
+
+
+def next_line(process: subprocess.Popen, lines: queue.Queue, number: int, told: Callable) -> bytes:
+    """Ends a process that only waits; one that computes ends itself."""
+    with suppress(queue.Empty):
+        return lines.get(timeout=SILENCE)
+    told(f"exercise {number} is still running; it is ended after {SECONDS} s of processor time, or {PATIENCE} s in all")
+    with suppress(queue.Empty):
+        return lines.get(timeout=PATIENCE - SILENCE)
+    process.send_signal(signal.SIGXCPU)
+    with suppress(queue.Empty):
+        return lines.get(timeout=SILENCE)
+    return b""
+
+
+def ended(process: subprocess.Popen, folder: Path, errors: Path) -> dict:
+    """Why a process is no more, and the line of the student's own at which it was, if that is known."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(SILENCE)
+    said = errors.read_text(encoding="utf-8", errors="replace")
+    own = re.findall(rf'File "{re.escape(ascii(str(folder))[1:-1])}/(.+)", line (\d+)', said)
+    at = ":".join(own[0]) if own else "It is not known where."
+    code = process.returncode
+    if code in (None, -signal.SIGXCPU):
+        why = ENDLESS
+    elif code < 0:
+        why = f"your code ended the process with {signal.Signals(-code).name} (endless recursion, or too much memory?)"
+    else:
+        why = f"your code ended the process, exit code {code} {said.strip().rpartition(chr(10))[2][:300]}".strip()
+    return {"error": why, "at": at}
+
+
+def mistakes_of(exercise: Exercise, seed: int, cache: Path | None) -> dict[str, list[Any]]:
+    """What the known mistakes of an exercise answer; kept in a file, since the project has to be loaded for them."""
+    version, number, kept = f"{version_of_sources()}/{seed}", str(exercise.number), {}
+    with suppress(OSError, ValueError):
+        kept = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
+    kept = kept if isinstance(kept, dict) and kept.get("version") == version else {"version": version}
+    if number not in kept:
+        cases = exercise.cases(seed)
+        kept[number] = {mistake.name: exercise.answers(cases, mistake) for mistake in exercise.mistakes}
+        with suppress(OSError):  # such as a checkout that may only be read
+            if cache:
+                cache.parent.mkdir(exist_ok=True)
+                cache.write_text(json.dumps(kept), encoding="utf-8")
+    return kept[number]
