@@ -148,7 +148,7 @@ def fits(word: str, course: list[Exercise]) -> list[Exercise]:
 
 def start(flags) -> int:
     """makes a student's copy"""
-    if not re.fullmatch(r"[\w.-]+", flags.name):
+    if not re.fullmatch(copies.NAME, flags.name):
         raise ValueError(f"expected a name of letters, digits, points and dashes, found {flags.name!r}")
     folder = flags.folder or ROOT.parent / f"arpo-{flags.name}"
     alike = [file.parent for file in copies_beside() if file.parent.name.casefold() == folder.name.casefold()]
@@ -182,11 +182,11 @@ def show_list(flags) -> int:
 
 def hint(flags) -> int:
     """the next hint to an exercise"""
-    copy, (exercise,) = the_copy(flags), chosen([flags.number])
+    copy, exercise = the_copy(flags), one(flags.number, load_course())
     seen = sum(note.get("hint") == exercise.number for note in copy.notes())
     print("\n".join(exercise.hints[: seen + 1]))
     if seen < len(exercise.hints):
-        copy.note({"time": round(time.time()), "hint": exercise.number})
+        keep(copy, hint=exercise.number)
     else:
         print("(That was the last one.)")
     return 0
@@ -199,18 +199,26 @@ def grade(flags) -> int:
         print("note: the project has changed since your copy was made")
     seed = copy.seed if flags.seed is None else flags.seed
     kinds: dict[int, str] = {}
-    for exercise, verdict in zip(exercises, grading.grade(copy, exercises, seed)):
-        kinds[exercise.number] = verdict.kind
+    for verdict in grading.grade(copy, exercises, seed):
+        kinds[verdict.number] = verdict.kind
         if verdict.kind != "blank":
+            (title,) = [exercise.title for exercise in exercises if exercise.number == verdict.number]
             told = {"right": "right", "waits": "waits"}.get(verdict.kind, "not yet")
-            print(f"exercise {exercise.number}, {exercise.title}: {told}")
+            print(f"exercise {verdict.number}, {title}: {told}")
             print(f"{verdict.text}\n" if verdict.text else "", end="", flush=True)
         if verdict.kind not in ("blank", "waits"):
-            entry = {"exercise": verdict.number, "kind": verdict.kind, "mistake": verdict.mistake, "seed": seed}
-            copy.note({"time": round(time.time()), **entry})
+            keep(copy, exercise=verdict.number, kind=verdict.kind, mistake=verdict.mistake, seed=seed)
     if blank := [str(number) for number, kind in kinds.items() if kind == "blank"]:
         print(f"still blank: {', '.join(blank)}")
     return 0 if set(kinds.values()) == {"right"} else 1
+
+
+def keep(copy: Copy, **entry) -> None:
+    """Notes what was done. Where that cannot be written, the verdict is worth more."""
+    try:
+        copy.note({"time": round(time.time()), **entry})
+    except OSError as error:
+        print(f"exercises: this attempt is not noted: {error}", file=sys.stderr)
 
 
 def bug(flags) -> int:
@@ -227,14 +235,18 @@ def bug(flags) -> int:
         return 0
     if not about.exists():
         raise ValueError(f"expected a hunt in {copy.folder}, found none: python -m exercises bug begins one")
-    found, said = hunt.check(hunt.Hunt.of(copy, **json.loads(about.read_text(encoding="utf-8"))))
+    try:
+        begun = hunt.Hunt.of(copy, **json.loads(about.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(f"{about}: expected a seed and a level, as `bug` wrote them") from None
+    found, said = hunt.check(begun)
     for what, right in found.items():
         print(f"{'yes' if right else 'no ':3s}  {what}")
     if not (found["the test passes without the bug"] and found["the test fails with the bug"]):
         print(
             f"what pytest said {'without' if not found['the test passes without the bug'] else 'with'} the bug:\n{said}"
         )
-    copy.note({"time": round(time.time()), "hunt": [what for what, right in found.items() if right]})
+    keep(copy, hunt=[what for what, right in found.items() if right])
     return 0 if all(found.values()) else 1
 
 

@@ -6,28 +6,35 @@ a process with limits (`child.py`), which is no protection against malice; grade
 """
 
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data.format import printable
 from exercises import grading
 from exercises.bugs import BUGS
-from exercises.copies import ABOUT, Copy, blank_texts, edited, version_of_sources, write_project
+from exercises.copies import ABOUT, NAME, Copy, blank_texts, checked_note, edited, version_of_sources, write_project
 from exercises.course import Exercise, load_course
-from exercises.experiments import EXPERIMENTS, pooled
+from exercises.experiments import EXPERIMENTS, checked_run, pooled
 from exercises.hunt import Hunt
 
 
 def submission(copy: Copy) -> dict:
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(copy.folder.glob("experiments/*.json"))]
+    results = {}
+    for file in sorted(copy.folder.glob("experiments/*.json")):
+        try:
+            results[file.stem] = checked_run(file.stem, json.loads(file.read_text(encoding="utf-8")), copy.seed)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}; delete it and run the experiment again") from None
     return {
         "name": copy.name,
         "seed": copy.seed,
         "version": copy.version,
         "attempts": copy.notes(),
         "changes": copy.changes(),
-        "experiments": {result["experiment"]: result for result in results},
+        "experiments": results,
     }
 
 
@@ -36,16 +43,41 @@ def read_submissions(files: Iterable[Path]) -> dict[str, dict]:
     found: dict[str, dict] = {}
     for file in files:
         try:
-            handed_in = json.loads(file.read_text(encoding="utf-8"))
-            name = handed_in["name"]
-        except (ValueError, LookupError, TypeError) as error:
-            told = f"found {type(error).__name__}: {error}"
-            raise ValueError(f"{file}: expected a file that `submit` wrote, {told}") from None
+            handed_in = checked(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{file}: expected a file that `submit` wrote: {error}") from None
+        name = handed_in["name"]
         if name in found and found[name]["seed"] != handed_in["seed"]:
             raise ValueError(f"{file}: expected one student of each name, found two called {name}")
         if name not in found or len(handed_in["attempts"]) >= len(found[name]["attempts"]):
             found[name] = handed_in
     return found
+
+
+def checked(handed_in: dict) -> dict:
+    """What a file holds, if all of it is what a submission has. Raises ValueError."""
+    kinds = {"name": str, "seed": int, "version": str, "attempts": list, "changes": dict, "experiments": dict}
+    for key, kind in kinds.items():
+        found = handed_in.get(key) if isinstance(handed_in, dict) else None
+        if not isinstance(found, kind):
+            raise ValueError(f"expected {key!r}, a {kind.__name__}, found {str(found)[:80]!r}")
+    if not re.fullmatch(NAME, handed_in["name"]):
+        raise ValueError(f"expected a student's name, found {handed_in['name']!r}")
+    for note in handed_in["attempts"]:
+        checked_note(note)
+    for made in handed_in["changes"].values():
+        if not isinstance(made, list) or not all(map(is_change, made)):
+            raise ValueError(f"expected changes, each [first line, last line, new lines], found {str(made)[:80]}")
+    for name, run in handed_in["experiments"].items():
+        checked_run(name, run, handed_in["seed"])
+    return handed_in
+
+
+def is_change(made: object) -> bool:
+    """Whether it is one of those that `Copy.changes` lists."""
+    if not isinstance(made, list) or list(map(type, made)) != [int, int, list]:
+        return False
+    return 0 <= made[0] <= made[1] and all(isinstance(line, str) for line in made[2])
 
 
 def pool(handed_in: dict[str, dict]) -> str:
@@ -58,6 +90,9 @@ def pool(handed_in: dict[str, dict]) -> str:
         seeds = Counter(run["seed"] for run in runs.values())
         if twice := [student for student, run in runs.items() if seeds[run["seed"]] > 1]:
             raise ValueError(f"{name}: expected a seed for each student, found one seed in {', '.join(twice)}")
+        numbers = Counter(str(run["arms"]) for run in runs.values())
+        if twice := [student for student, run in runs.items() if numbers[str(run["arms"])] > 1]:
+            raise ValueError(f"{name}: expected a run of each student, found the same numbers in {', '.join(twice)}")
         missing = [student for student in handed_in if student not in runs]
         parts.append(pooled(name, runs) + (f"\nwithout this experiment: {', '.join(missing)}" if missing else ""))
     if not parts:
@@ -104,7 +139,7 @@ def summary(handed_in: dict[str, dict]) -> str:
     for student, handed in handed_in.items():
         for name, run in handed["experiments"].items():
             if run.get("predicted"):
-                lines.append(f"{student} predicted for {name}: {run['predicted']}")
+                lines.append(f"{student} predicted for {name}: {printable(str(run['predicted'])[:500])}")
     return "\n".join(lines)
 
 
@@ -119,7 +154,12 @@ def regrade(handed_in: dict[str, dict], seed: int) -> Iterator[str]:
     yield f"{'':16s}" + "".join(f"{exercise.number:>7d}" for exercise in course) + f"   with seed {seed}"
     for student, handed in handed_in.items():
         before = {note["exercise"]: note["kind"] for note in handed["attempts"] if "exercise" in note}
-        kinds = [(v.kind, v.kind != before.get(v.number, "blank")) for v in grade_again(handed, course, seed)]
+        try:
+            verdicts = sorted(grade_again(handed, course, seed), key=lambda verdict: verdict.number)
+        except ValueError as error:
+            yield f"{student:16.16s}  {error}"
+            continue
+        kinds = [(v.kind, v.kind != before.get(v.number, "blank")) for v in verdicts]
         yield f"{student:16.16s}" + "".join(f"{kind + '*' * changed:>7s}" for kind, changed in kinds)
     yield "known: a known mistake. *: another verdict than the student's last one."
 
@@ -127,7 +167,7 @@ def regrade(handed_in: dict[str, dict], seed: int) -> Iterator[str]:
 def grade_again(handed: dict, course: list[Exercise], seed: int) -> list[grading.Verdict]:
     """Raises ValueError if the submission is of another version of the project."""
     if handed["version"] != (own := version_of_sources()):
-        raise ValueError(f"{handed['name']}: expected a submission of this version, {own}, found {handed['version']}")
+        raise ValueError(f"expected a submission of this version, {own}, found {handed['version']}")
     blank = blank_texts()
     texts = blank | {file: edited(blank[file], made) for file, made in handed["changes"].items() if file in blank}
     with tempfile.TemporaryDirectory() as place:

@@ -19,6 +19,17 @@ from exercises.patches import ROOT, blanked, project_modules, source
 
 KEPT = "LICENSE", "requirements.txt"  # beside the modules and the built-in models
 ABOUT, ATTEMPTS = "student.json", "attempts.jsonl"
+# So that `python -m exercises` can be said in the copy as well.
+FORWARD = '''"""Says the command in the checkout, which has the exercises, for this copy."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+here = ["--copy", str(Path(__file__).parent)] * (sys.argv[1:2] != [])
+raise SystemExit(subprocess.call([sys.executable, "-m", "exercises", *sys.argv[1:], *here], cwd={checkout!r}))
+'''
+NAME = r"\w[\w.-]*"  # of a student
 HIDDEN = "left out of this copy, since it would give exercise {} away"
 
 
@@ -36,27 +47,51 @@ class Copy:
         file = folder / ABOUT
         if not file.is_file():
             raise ValueError(f"expected a copy made by `python -m exercises start NAME`, found no {file}")
-        about = json.loads(file.read_text(encoding="utf-8"))
-        return cls(folder.resolve(), about["name"], about["seed"], about["version"])
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            return cls(folder.resolve(), str(about["name"]), int(about["seed"]), str(about["version"]))
+        except (ValueError, LookupError, TypeError) as error:
+            told = f"expected what `start` wrote, a name, a seed and a version, found {type(error).__name__}: {error}"
+            raise ValueError(f"{file}: {told}") from None
 
     def note(self, entry: dict) -> None:
         with (self.folder / ATTEMPTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def notes(self) -> list[dict]:
-        file = self.folder / ATTEMPTS
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+        file, found = self.folder / ATTEMPTS, []
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], 1):
+            try:
+                found.append(checked_note(json.loads(line)))
+            except ValueError:
+                told = f"expected what `grade` notes, found {line[:80]!r}; delete that line to go on"
+                raise ValueError(f"{file}:{number}: {told}") from None
+        return found
 
     def changes(self) -> dict[str, list]:
         """What the student changed in each file: [first line, last line, new lines] of the file as it was given."""
         return {file: made for file, text in blank_texts().items() if (made := edits(text, self._text(file)))}
 
     def _text(self, file: str) -> str:
-        return (self.folder / file).read_text(encoding="utf-8")
+        try:
+            return (self.folder / file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.folder / file}: expected a text in UTF-8, found {error}") from None
+
+
+def checked_note(note: dict) -> dict:
+    """A line of the attempts. Raises ValueError."""
+    kinds = {"time": int, "exercise": int, "kind": str, "mistake": str, "seed": int, "hint": int, "hunt": list}
+    graded = {"exercise", "kind", "mistake"}
+    right = isinstance(note, dict) and "time" in note and (not graded & set(note) or graded <= set(note))
+    if not right or any(not isinstance(value, kinds.get(name, object)) for name, value in note.items()):
+        raise ValueError(f"expected an attempt, a hint or a hunt with its time, found {str(note)[:80]}")
+    return note
 
 
 def seed_of(name: str) -> int:
-    return zlib.crc32(name.encode()) % 10_000
+    """A class of thirty has two of one seed once in two thousand times."""
+    return zlib.crc32(name.encode()) % 1_000_000
 
 
 def version_of_sources() -> str:
@@ -94,6 +129,7 @@ def make_copy(folder: Path, name: str, seed: int) -> Copy:
     write_project(folder, blank_texts())
     about = {"name": name, "seed": seed, "version": version_of_sources()}
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (folder / "exercises.py").write_text(FORWARD.format(checkout=str(ROOT)), encoding="utf-8")
     (folder / "EXERCISES.md").write_text(worksheet(load_course(), name), encoding="utf-8")
     return Copy.open(folder)
 
@@ -102,8 +138,9 @@ def worksheet(course: Iterable[Exercise], name: str) -> str:
     lines = [
         f"# Exercises of {name}\n",
         "Each place below raises an error until it is written: search for `exercise 3:` to find it. Work on them in "
-        "any order, in this folder. Whether they are right is said in seconds, in the checkout:\n",
-        f"    cd {ROOT}\n    python -m exercises grade\n",
+        "any order, in this folder. Whether they are right is said in seconds, here or in the checkout "
+        f"({ROOT}), by\n",
+        "    python -m exercises grade\n",
         "When all are, what works here is ARPO, yours: `python train.py`. Until then it stops at what is missing.\n",
     ]
     for exercise in course:

@@ -72,6 +72,11 @@ def look(config) -> Numbers:
 
 
 GROUP = 8  # leaves of a group
+OUTCOMES = {
+    learn: ("calls in training", "tokens sampled", "held-out accuracy", "held-out calls"),
+    look: ("groups alike", "calls a leaf"),
+}
+SHARES = "held-out accuracy", "groups alike"  # the others are counts
 
 
 def alike(right: list[float], size: int) -> float:
@@ -167,6 +172,27 @@ def interval(values: list[float]) -> tuple[float, float]:
 def detectable(differences: list[float], runs: int) -> float:
     """The true difference that so many runs would tell from 0 in four of five classes."""
     return 2.8 * float(np.std(differences, ddof=1)) / math.sqrt(runs) if len(differences) > 1 else math.inf
+
+
+def checked_run(name: str, run: dict, seed: int) -> dict:
+    """What `run` returns, if that may be so: all arms and numbers, none impossible. Raises ValueError."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"expected one of the experiments {', '.join(EXPERIMENTS)}, found {name!r}")
+    found = {key: run.get(key) if isinstance(run, dict) else None for key in ("experiment", "seed", "hash", "arms")}
+    if found["experiment"] != name or found["seed"] != seed or not isinstance(found["hash"], str):
+        raise ValueError(f"expected a run of {name} with the student's own seed, {seed}, found {str(found)[:100]}")
+    arms, outcomes = EXPERIMENTS[name].arms, set(OUTCOMES[EXPERIMENTS[name].measure])
+    if not isinstance(found["arms"], dict) or found["arms"].keys() != arms.keys():
+        raise ValueError(f"{name}: expected the arms {', '.join(arms)}, found {str(found['arms'])[:100]}")
+    for arm, numbers in found["arms"].items():
+        if not isinstance(numbers, dict) or numbers.keys() != outcomes:
+            raise ValueError(f"{name}, {arm}: expected {', '.join(sorted(outcomes))}, found {str(numbers)[:100]}")
+        for outcome, value in numbers.items():
+            most = 1 if outcome in SHARES else math.inf
+            if type(value) not in (int, float) or not (0 <= value <= most and math.isfinite(value)):
+                told = f"a number from 0 to {most}" if outcome in SHARES else "a number that is not below 0"
+                raise ValueError(f"{name}, {arm}, {outcome}: expected {told}, found {str(value)[:80]}")
+    return run
 
 
 def pooled(name: str, runs: dict[str, dict]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from exercises.copies import Copy, version_of_sources
 from exercises.course import Exercise, Mistake, close
-from exercises.patches import ROOT
+from exercises.patches import ROOT, asking
 
 KNOWN = ROOT / "exercises" / ".known"  # what the known mistakes answer, by seed; no student needs to see it
 SECONDS = 10  # of processor time for an exercise; the first needs some to load what the project stands on
@@ -30,6 +30,7 @@ PATIENCE = 60  # seconds by the clock for an exercise
 SILENCE = 5  # seconds after which it is said that something is still going on
 LONGEST = 600  # characters of an answer that are shown
 UNREADABLE = "SyntaxError", "IndentationError", "TabError"  # of one file, which others need
+UNLOADED = *UNREADABLE, "ImportError", "ModuleNotFoundError"
 ENDLESS = "your code did not come to an end (an endless loop?)"
 
 
@@ -46,13 +47,23 @@ class Verdict:
 
 
 def grade(copy: Copy, exercises: list[Exercise], seed: int, told: Callable[[str], None] = print) -> Iterator[Verdict]:
-    """Runs the copy's code on inputs drawn from the seed, exercise by exercise; tells of those that take long."""
-    cases = {exercise.number: exercise.cases(seed) for exercise in exercises}
+    """Runs the copy's code on inputs drawn from the seed, exercise by exercise, the blank ones first; tells of those
+    that take long."""
+    written = [exercise for exercise in exercises if not untouched(exercise, copy.folder)]
+    yield from (Verdict(exercise.number, "blank") for exercise in exercises if exercise not in written)
+    cases = {exercise.number: exercise.cases(seed) for exercise in written}
     cache = KNOWN / f"{seed}.json" if seed == copy.seed else None
-    for exercise, found in run_student(copy.folder, exercises, cases, told):
+    for exercise, found in run_student(copy.folder, written, cases, told):
         done = "error" in found or close(found["answers"], right_answers(exercise, seed))
         known = {} if done else mistakes_of(exercise, seed, cache)
         yield judge(exercise, cases[exercise.number], found, known)
+
+
+def untouched(exercise: Exercise, folder: Path) -> bool:
+    """Whether all its blanks are as they were given."""
+    files = [folder / blank.file for blank in exercise.blanks]
+    texts = [file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "" for file in files]
+    return all(asking(told) in text for text, told in zip(texts, exercise.asks))
 
 
 def right_answers(exercise: Exercise, seed: int) -> list[Any]:
@@ -85,10 +96,10 @@ def failed(exercise: Exercise, cases: list[Any], found: dict) -> Verdict:
     at, error = found["at"], found["error"]
     if other := re.match(r"NotImplementedError: (exercise \d+): ", error):
         return Verdict(exercise.number, "waits", text=f"This cannot be judged before {other[1]} is written.")
-    if error.startswith(UNREADABLE) and not at.startswith(tuple(blank.file for blank in exercise.blanks)):
+    if error.startswith(UNREADABLE) and at and not at.startswith(tuple(blank.file for blank in exercise.blanks)):
         return Verdict(exercise.number, "waits", text=f"This cannot be judged before Python can read {at}")
-    lines = [error, at or "Your code came to its end, and what it gave or left could not be used."]
-    if "answers" in found:
+    lines = [error, at or "while your files were loaded, or what your code gave was read"]
+    if "answers" in found and not error.startswith(UNLOADED):
         case = cases[len(found["answers"])]
         lines += [f"input:    {show(case)}", f"expected: {show(exercise.expected(case))}"]
     lines += [f"asked for: {', and '.join(exercise.asks)}"]
@@ -136,7 +147,9 @@ def show(value: Any) -> str:
 # ---------------------------------------------------------------------------------- running
 
 
-def run_student(folder: Path, exercises: list[Exercise], cases: dict, told: Callable) -> Iterator[tuple[Exercise, dict]]:
+def run_student(
+    folder: Path, exercises: list[Exercise], cases: dict, told: Callable
+) -> Iterator[tuple[Exercise, dict]]:
     """For each exercise the answers of the code in `folder`, or an error, and what it printed. Where one ends the
     process, the next has a new one."""
     left = list(exercises)

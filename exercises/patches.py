@@ -94,9 +94,14 @@ def blanked(blanks: Iterable[tuple[Blank, str]]) -> dict[str, str]:
         lines = source(file).splitlines(keepends=True)
         for first, last, told in sorted(spans, reverse=True):
             indent = lines[first - 1][: len(lines[first - 1]) - len(lines[first - 1].lstrip())]
-            lines[first - 1 : last] = [f"{indent}raise NotImplementedError({told!r})\n"]
+            lines[first - 1 : last] = [f"{indent}{asking(told)}\n"]
         texts[file] = "".join(lines)
     return texts
+
+
+def asking(told: str) -> str:
+    """What stands in a blank's place."""
+    return f"raise NotImplementedError({told!r})"
 
 
 def taken_out(blanks: Iterable[Blank]) -> list[str]:

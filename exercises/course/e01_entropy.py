@@ -30,7 +30,11 @@ def probe(case):
 
     from data.logits import draw_tokens
 
-    drawn = draw_tokens(torch.tensor(case["logits"]), torch.tensor(case["draws"]).double(), case["temperature"])
+    logits, temperature = torch.tensor(case["logits"]), case["temperature"]
+    drawn = draw_tokens(logits.clone(), torch.tensor(case["draws"]).double(), temperature)
+    logprobs = (logits / (temperature or 1)).log_softmax(-1)
+    if not drawn[:, 1].float().allclose(logprobs.gather(1, drawn[:, :1].long())[:, 0], atol=1e-4):
+        raise ValueError("logp is changed: tokens are drawn from it after your lines, so leave it as it is")
     return drawn[:, 2].tolist()
 
 

@@ -28,11 +28,12 @@ def descendants(parents):
 
 
 def expected(case):
+    """Of each node what the leaves below it have there; what the others have weighs nothing."""
     values, soft, hard = case["advantages"], [], []
     for leaves in descendants(case["parents"]):
         mean = sum(values[m] for m in leaves) / len(leaves)
-        soft.append(list(values))
-        hard.append([mean for _ in values])
+        soft.append([value if m in leaves else 0.0 for m, value in enumerate(values)])
+        hard.append([mean if m in leaves else 0.0 for m in range(len(values))])
     return {"soft": soft, "hard": hard}
 
 
@@ -48,8 +49,11 @@ def probe(case):
         while n >= 0:
             descends[n, m] = 1
             n = parents[n]
-    values = torch.tensor(case["advantages"])
-    return {kind: attribute(values, descends, parents, kind).tolist() for kind in ("soft", "hard")}
+    values, D = torch.tensor(case["advantages"]), descends.clone()
+    found = {kind: (attribute(values, descends, parents, kind) * D).tolist() for kind in ("soft", "hard")}
+    if not (values.equal(torch.tensor(case["advantages"])) and descends.equal(D)):
+        raise ValueError("advantages or descends are changed in place: others need them, so work on a copy")
+    return found
 
 
 MEAN = "(descends @ advantages) / descends.sum(-1)"
@@ -111,5 +115,6 @@ EXERCISE = Exercise(
             "You exchanged the two: soft leaves every leaf its own advantage, hard gives a shared token one for all.",
         ),
     ),
+    told="an answer has a row for each node and in it a term for each leaf, 0 where the leaf does not pass the node",
     hides=(Blank("data/relatives.py", "mean_below", ""),),
 )

@@ -52,7 +52,10 @@ def probe(case):
     logprobs = (old + torch.tensor(case["gap"])).requires_grad_()
     weights, advantages = torch.tensor(case["weights"]), torch.tensor(case["advantages"])
     batch = SimpleNamespace(advantages=advantages, weights=weights, sampler_logprobs=old)
+    given = [tensor.clone() for tensor in (weights, advantages, old)]
     loss, _ = policy_loss(logprobs, old, batch, config)
+    if not all(map(torch.equal, (weights, advantages, old), given)):
+        raise ValueError("A, W or old is changed in place: they are needed as they were, so work on copies")
     loss.backward()
     return {"loss": float(loss.detach()), "gradient": logprobs.grad.tolist()}
 
