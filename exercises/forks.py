@@ -8,6 +8,7 @@ longer than most of these jobs; the project itself is loaded in each fork, from 
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -35,8 +36,9 @@ def main() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
-def run(folder: str, command: str, arguments: list[str], log: str) -> int:
-    """The exit code of a command in a folder."""
+def run(folder: str, command: str, arguments: list[str], log: str, seconds: int = 0) -> int:
+    """The exit code of a command in a folder, which is ended after so many seconds by the clock; 0 is never."""
+    signal.alarm(seconds)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)

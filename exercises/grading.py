@@ -81,10 +81,12 @@ def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, li
     wrong = [n for n, (a, b) in enumerate(zip(answers, expected)) if not close(a, b)]
     if not wrong:
         return Verdict(number, "right")
-    for mistake, same in agreeing(exercise, answers, wrong, known):
-        more = "" if same == wrong else "\nSomething else is wrong as well."
-        differs = contrast(exercise, cases[same[0]], answers[same[0]], expected[same[0]])
-        return Verdict(number, "known", mistake.name, f"{mistake.why}{more}\n{differs}{printed(found)}")
+    for mistake, same, whole in agreeing(exercise, answers, wrong, known):
+        differs = contrast(exercise, cases[same[0]], answers[same[0]], expected[same[0]]) + printed(found)
+        if whole:
+            return Verdict(number, "known", mistake.name, f"{mistake.why}\n{differs}")
+        part = "\nOnly some of your answers are those of this mistake: something else is wrong as well, or instead."
+        return Verdict(number, "wrong", text=f"Perhaps: {mistake.why}{part}\n{differs}")
     # Rounding is told last: where something is wrong to the eye, that is shown.
     first = next((n for n in wrong if not close(answers[n], expected[n], rel=1e-3, near=1e-3)), wrong[0])
     differs = contrast(exercise, cases[first], answers[first], expected[first])
@@ -111,13 +113,15 @@ def printed(found: dict) -> str:
     return "".join(f"\nprinted:  {line[:200]}" for line in lines[-10:])
 
 
-def agreeing(exercise: Exercise, answers: list, wrong: list[int], known: dict) -> list[tuple[Mistake, list[int]]]:
-    """The mistakes that explain wrong answers, and which: all of them, or at least the largest, the most telling."""
+def agreeing(exercise: Exercise, answers: list, wrong: list[int], known: dict) -> list[tuple[Mistake, list[int], bool]]:
+    """The mistakes that explain wrong answers, at least the largest, the most telling; which of them; and whether it
+    has all answers alike, the right ones, too."""
     found = []
     for mistake in exercise.mistakes:
         if own := known.get(mistake.name):
-            found.append((mistake, [n for n in wrong if close(answers[n], own[n])]))
-    return sorted((pair for pair in found if wrong[-1] in pair[1]), key=lambda pair: -len(pair[1]))
+            same = [n for n in wrong if close(answers[n], own[n])]
+            found += [(mistake, same, close(answers, own))] if wrong[-1] in same else []
+    return sorted(found, key=lambda pair: (not pair[2], -len(pair[1])))
 
 
 def contrast(exercise: Exercise, case: Any, found: Any, expected: Any) -> str:

@@ -7,7 +7,9 @@ bugs themselves (`bugs.py`).
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,8 +20,11 @@ from random import Random
 
 from exercises.bugs import BUGS, Bug
 from exercises.copies import Copy, write_project
-from exercises.patches import ROOT, Swap, swapped
+from exercises.patches import ROOT, Blank, Swap, source, swapped
 
+SECONDS = 60  # by the clock, for a student's test
+OFF = 5  # lines by which a place may be named wrong
+TIMES = 2  # that a student's test is run, since chance is no catch
 # One command for all bugs, so that it gives none away: with it each of them shows somewhere.
 FLAGS = (
     "--max_steps 5 --questions_per_step 6 --temperature 0.8 --num_iterations 2 --save_trees_steps 1 --reward_bonus 0.3 "
@@ -119,24 +124,38 @@ def check(hunt: Hunt) -> tuple[dict[str, bool], str]:
             (folder / "tests").mkdir()
             shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
             shutil.copy(hunt.folder / "test_hunt.py", folder / "tests")
-        codes = dict(zip(trees, run_tests(list(trees.values()), ["tests/test_hunt.py"] * 2)))
-        logs = {run: (folder / "log").read_text(encoding="utf-8") for run, folder in trees.items()}
+        each = run_tests(list(trees.values()) * TIMES, ["tests/test_hunt.py"] * 2 * TIMES)
+        codes = {run: set(each[n::2]) for n, run in enumerate(trees)}
+        logs = {run: (folder / "log").read_text(encoding="utf-8", errors="replace") for run, folder in trees.items()}
+    ended = f"\nit did not end within {SECONDS} s"
+    logs = {run: log + ended * (-signal.SIGALRM in codes[run]) for run, log in logs.items()}
     clean = "A" if hunt.bugged == "B" else "B"
     found = {
-        "the run": said["run"].upper() == hunt.bugged,
-        "the place": said["place"].removesuffix("()").rpartition(".")[2] == hunt.bug.place.rpartition(".")[2]
-        or said["place"].removesuffix("()") == hunt.bug.place,
+        "the run": re.findall(r"\b[AB]\b", said["run"].upper()) == [hunt.bugged],
+        "the place": names(said["place"], hunt.bug),
         "a symptom is named": bool(said["symptom"]) and not said["symptom"].startswith("("),
-        "the test passes without the bug": codes[clean] == 0,
-        "the test fails with the bug": codes[hunt.bugged] == 1,
+        "the test passes without the bug": codes[clean] == {0},
+        "the test fails with the bug": codes[hunt.bugged] == {1},
     }
-    return found, logs[clean] if codes[clean] else logs[hunt.bugged]
+    return found, logs[hunt.bugged] if codes[clean] == {0} else logs[clean]
+
+
+def names(said: str, bug: Bug) -> bool:
+    """Whether an answer names the bug's function, or a line in it or near it, and no other bug's function."""
+    function = lambda place: re.split(r"[:.]", place)[-1]
+    words = set(re.findall(r"\w+", said))
+    if functions := words & {function(other.place) for other in BUGS}:
+        return functions == {function(bug.place)}
+    file, _, whole = bug.place.partition(":")
+    first, last = Blank(file, whole, "").lines(source(file))
+    lines = [int(word) for word in words if word.isdecimal()]
+    return file.rpartition("/")[2] in said and any(first - OFF <= line <= last + OFF for line in lines)
 
 
 def read_answer(file: Path) -> dict[str, str]:
     """What stands behind the colons. Raises ValueError."""
     said = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         name, colon, text = line.partition(":")
         if colon and name in ("run", "place", "symptom"):
             said[name] = text.strip()
@@ -153,6 +172,7 @@ def run_tests(folders: list[Path], tests: list[str]) -> list[int]:
             "command": "pytest",
             "arguments": [test, "-p", "no:warnings"],
             "log": str(folder / "log"),
+            "seconds": SECONDS,
         }
         for folder, test in zip(folders, tests)
     ]

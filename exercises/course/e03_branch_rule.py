@@ -8,7 +8,7 @@ from exercises.patches import Blank
 
 def cases(rng):
     drawn = []
-    for count, budget, fan_out in ((1, 4, 1), (2, 4, 1), (3, 4, 2), (3, 2, 1), (5, 4, 3)):
+    for count, budget, fan_out in ((1, 4, 1), (2, 4, 1), (3, 12, 2), (3, 2, 1), (5, 4, 3)):
         first, jumps = [round(rng.uniform(0.5, 3), 2) for _ in range(count)], []
         while len(jumps) < count:  # jumps of different sizes, those of the last case all upwards
             jump = round(rng.uniform(0.1 if count == 5 else -0.4, 1.5), 2)
@@ -19,6 +19,9 @@ def cases(rng):
         config = {"base_prob": 0.5, "entropy_weight": 0.3, "threshold": 0.5, "fan_out": fan_out}
         drawn.append({"places": places, "budget": budget, **config})
     drawn[0]["places"][0] = [1.25, 1.25]  # nothing happened
+    drawn[1]["places"][0] = [1.5, 1.5 + 1e-8]  # nothing either, but for the rounding error of another batch
+    low = drawn[3]["places"][0]
+    low[1] = round(low[0] - 0.2, 2)  # one below the bar
     drawn[2] |= {"threshold": 0.45}  # below alpha: small falls fork, too
     return drawn
 
@@ -105,6 +108,13 @@ EXERCISE = Exercise(
             "You fork at the bar, too. With α = τ a place where nothing happened (ΔH = 0) must not fork, and now does.",
         ),
         Mistake(
+            "not rounded",
+            "round(place.entropy - place.start.initial_entropy, 6)",
+            "(place.entropy - place.start.initial_entropy)",
+            "You did not round: the H_t of one place here is above its H_initial by 0.00000001, which is the rounding "
+            "error of a sum and no jump. Without rounding a tree depends on what else was in its batch.",
+        ),
+        Mistake(
             "budget in the order of the list",
             "sorted(range(len(places)), key=lambda i: -odds[i][0])",
             "range(len(places))",
@@ -134,6 +144,13 @@ EXERCISE = Exercise(
             "granted[i] = cfg.fan_out",
             "You overdrew the budget: such a tree has more than M leaves, and groups no longer stack into a (Q, M) "
             "table.",
+        ),
+        Mistake(
+            "the budget is spent twice",
+            "                granted[i] = min(cfg.fan_out, self.budget - sum(granted))\n",
+            "                granted[i] = min(cfg.fan_out, self.budget)\n                self.budget -= granted[i]\n",
+            "You take what you grant off `self.budget`, but `_grant` is asked twice in a wave, once for what a lot "
+            "would have done, and `_branch` takes new paths off as well.",
         ),
         Mistake(
             "not normalised",

@@ -14,16 +14,16 @@ def cases(rng):
 
 
 def expected(case):
-    """What is true of the new rows: [ids, node after which they begin, rank, H_initial, may fork later], and of "
-    "keys."""
+    """What is true of the new rows, of their keys, and of the budget."""
     ids, turn, rows = [1, 2], [5] * case["tokens"], []
     for node, new in enumerate(case["new"]):
         ids = [*ids, *turn, 8, 9]
-        rows += [[list(ids), node, z, case["initial_entropy"], True] for z in range(1, new + 1)]
+        rows += [[list(ids), node, z, case["initial_entropy"], True, 3 + node, False] for z in range(1, new + 1)]
     rest = case["budget"] - sum(case["new"])
-    fresh = [[[1, 2], -1, 1 + sum(case["new"]) + n, None, False] for n in range(rest)]
+    fresh = [[[1, 2], -1, 1 + sum(case["new"]) + n, None, False, 0, False] for n in range(rest)]
     count = 1 + len(rows) + rest
-    return {"forks": rows, "left": rest, "from the prompt": fresh, "different keys": count, "budget at the end": 0}
+    told = {"forks": rows, "left": rest, "left while a path goes on": rest}
+    return told | {"from the prompt": fresh, "different keys": count, "budget at the end": 0}
 
 
 def probe(case):
@@ -43,20 +43,23 @@ def probe(case):
         row.ids, row.turn_start = [*row.ids, 8, 9], len(row.ids) + 2  # a result
         row.start = replace(row, start=None, rank=0)
         tree.tree.nodes.append(Node(turn, [-1.0] * len(turn), [2.0] * len(turn), "call", parent=n))
-        row.ids, row.node = row.ids + turn, n + 1
+        row.ids, row.node, row.source = row.ids + turn, n + 1, 3 + n
         tree._branch(Place(row.start, row, n + 1, 2.0, n), new)
     own = lambda rows: [
-        [r.ids, r.node, r.rank, None if math.isnan(r.initial_entropy) else r.initial_entropy, r.may_branch]
+        [r.ids, r.node, r.rank, None if math.isnan(r.initial_entropy) else r.initial_entropy, r.may_branch, r.source]
+        + [r.start is not None]
         for r in rows
     ]
     keys, forks, left = {row.key}, [r for r in tree.rows if r is not row], tree.budget
     keys |= {r.key for r in forks}
-    tree.rows, tree.fork = [], lambda: None  # all paths have ended; the rule is another exercise
+    tree.fork = lambda: None  # the rule is another exercise
+    tree.top_up()
+    going_on, tree.budget, tree.rows = tree.budget, left, []  # now all paths have ended
     tree.top_up()
     keys |= {r.key for r in tree.rows}
     fresh = own(tree.rows)
-    return {"forks": own(forks), "left": left, "from the prompt": fresh, "different keys": len(keys),
-            "budget at the end": tree.budget}  # fmt: skip
+    told = {"forks": own(forks), "left": left, "left while a path goes on": going_on}
+    return told | {"from the prompt": fresh, "different keys": len(keys), "budget at the end": tree.budget}
 
 
 EXERCISE = Exercise(
@@ -86,6 +89,7 @@ EXERCISE = Exercise(
         "exercise 4: where no row goes on (self.rows is empty), start what is left of the budget from the prompt",
     ),
     modules=("rollout",),
+    told="a row of an answer: [ids, node after which it begins, rank, H_initial, may fork, source, is asked again]",
     hints=(
         "A row's random numbers depend on its key and on the place of the token, and on nothing else.",
         "`start` is the path as it left the result; `place.row` is the same path a turn later. `self._start` starts "
@@ -120,6 +124,19 @@ EXERCISE = Exercise(
             "            pass",
             "You left the rest of the budget unspent. Questions that forked little have fewer leaves than M, and weigh "
             "more or less than others.",
+        ),
+        Mistake(
+            "top-up at once",
+            "        if not self.rows:\n            self._start",
+            "        if True:\n            self._start",
+            "You spend the rest of the budget while paths go on: nothing is left for the forks at their later results.",
+        ),
+        Mistake(
+            "a copy of the row that went on",
+            "self.rows.append(replace(start, **own))",
+            "self.rows.append(replace(place.row, **own))",
+            "You copied `place.row`, the path as it went on. It still waits to be asked at this result, so the rule "
+            "would be asked there again for each sibling; `start` is the path as it left the result.",
         ),
         Mistake(
             "a fresh H_initial",

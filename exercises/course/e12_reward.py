@@ -5,20 +5,20 @@ from exercises.patches import Blank
 
 
 def cases(rng):
-    """Paths: the calls with the outcome of each, whether the answer is right, well formed, and what the bonus is."""
+    """Paths: the calls with the outcome of each, the answer's accuracy, whether it is well formed, and the bonus."""
     bonus = lambda: round(rng.uniform(0.05, 0.3), 2)
     both, one = [["search", "ok"], ["python", "ok"]], [["python", "ok"]] * rng.randint(1, 3)
     failed = [["search", "ok"], ["python", rng.choice(["error", "timeout", "crash"])]]
-    paths = [[one, True, True], [both, True, True], [both, False, True], [failed, True, True], [both, True, False]]
-    return [{"calls": calls, "right": right, "formed": formed, "bonus": bonus()} for calls, right, formed in paths]
+    paths = [[one, 1, True], [both, 1, True], [both, 0, True], [failed, 1, True], [both, 1, False], [both, 0.5, True]]
+    return [{"calls": calls, "accuracy": score, "formed": formed, "bonus": bonus()} for calls, score, formed in paths]
 
 
 def expected(case):
     """By a list of cases, as one would tell it to a person."""
     if not case["formed"]:
         return -1.0
-    if not case["right"]:
-        return 0.0
+    if case["accuracy"] < 1:
+        return case["accuracy"]
     worked = [tool for tool, outcome in case["calls"] if outcome == "ok"]
     return 1.0 + case["bonus"] if "search" in worked and "python" in worked else 1.0
 
@@ -39,9 +39,12 @@ def probe(case):
         ids = encode(f"<think>so</think><{tool}>7</{tool}>")
         told = dict(call=ToolCall(tool, "7"), result=ToolResult("7", outcome), observation=encode("<answer>7</answer>"))
         nodes.append(Node(ids, [-1.0] * len(ids), [1.0] * len(ids), "call", parent=n - 1, **told))
-    ids = encode(f"<answer>{7 if case['right'] else 8}</answer>" if case["formed"] else "it is 7") + [3]
+    answer = {1: "river bank", 0.5: "river boat", 0: "town"}[case["accuracy"]]
+    ids = encode(f"<answer>{answer}</answer>" if case["formed"] else f"it is {answer}") + [3]
     nodes.append(Node(ids, [-1.0] * len(ids), [1.0] * len(ids), "end", parent=len(nodes) - 1))
-    (score,) = score_leaves(Tree([1], nodes), Question("q", "7?", ("7",)), Characters(), case["bonus"])
+    (score,) = score_leaves(
+        Tree([1], nodes), Question("q", "where?", ("river bank",), metric="f1"), Characters(), case["bonus"]
+    )
     return score.reward
 
 
@@ -85,6 +88,14 @@ EXERCISE = Exercise(
             PAID,
             '{"search", "python"} <= tools_run',
             "You pay the bonus for a wrong answer, too: two useless calls beat an honest failure.",
+            "data/grading.py",
+        ),
+        Mistake(
+            "a bonus at half an accuracy",
+            "accuracy > 0.5 and",
+            "accuracy > 0 and",
+            "You pay the bonus at an accuracy of 0.5 or less. The paper says above 0, but a common word is enough for "
+            "that, and the calls alone would be paid; above 0.5 is asked for here.",
             "data/grading.py",
         ),
         Mistake(
