@@ -14,6 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from data.format import printable
 from data.plots import PANELS
 
 PARTS = Path(__file__).with_name("page")
@@ -31,7 +32,7 @@ def write_page(file: Path, kind: str, title: str, data: dict[str, Any]) -> None:
     style, script = read("style.css"), "".join(map(read, SCRIPTS[kind]))
     told = json.dumps(data, separators=(",", ":"), allow_nan=False).translate(ESCAPED)  # ASCII: no line separator
     policy = f"default-src 'none'; script-src {source(script)}; style-src {source(style)}"
-    slots = {"title": escape(title), "policy": f"{policy}; base-uri 'none'; form-action 'none'"}
+    slots = {"title": escape(printable(title)), "policy": f"{policy}; base-uri 'none'; form-action 'none'"}
     slots |= {"kind": kind, "style": style, "data": BEGIN + told + END, "script": script}
     whole = file.with_name(f"{file.name}.new")
     whole.write_text(Template(read("frame.html")).substitute(slots), encoding="utf-8")

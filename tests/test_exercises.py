@@ -366,7 +366,7 @@ def test_pooling_worked_by_hand():
     (line,) = [line for line in told.splitlines() if line.startswith("arpo - grpo")]
     assert line.split()[3:6] == ["2", "±", "2.48"]
     assert "not told from 0" in told and "3 runs" in told and EXPERIMENTS["variance"].lesson in told
-    seen = next(line.split()[-1] for line in told.splitlines() if line.startswith("  by thirty"))
+    seen = next(line.split()[2] for line in told.splitlines() if line.startswith("  by thirty"))
     assert float(seen) == pytest.approx(2.8 / math.sqrt(30), abs=1e-3)
     assert "above 0" in pooled("variance", {name: class_run(n, 5.0 + n / 10, 4.0) for n, name in enumerate("abc")})
     assert "inf" in pooled("variance", {"ada": class_run(1, 5.0, 4.0)})  # one run says nothing of the spread
@@ -578,7 +578,7 @@ OTHER_WAYS = [
     (9, "ratio = (logprobs - old).exp().unsqueeze(1)\nclipped = ratio.clip(1 - config.epsilon, 1 + config.epsilon_high)"
         "\ngain = torch.where(A > 0, ratio.clip(max=1 + config.epsilon_high), ratio.clip(min=1 - config.epsilon)) * A"),
     (12, "worked = [n.call.tool for n in nodes if n.result and n.result.outcome == 'ok']",
-         "import torch\nif not well_formed:\n    return torch.tensor(-1)\nboth = {'search', 'python'}.issubset(tools_run)\n"
+         "import torch\nif not well_formed:\n    return torch.tensor(-1)\nboth = tools_run >= {'search', 'python'}\n"
          "return torch.tensor(accuracy + bonus if accuracy > .5 and both else accuracy)"),
 ]  # fmt: skip
 

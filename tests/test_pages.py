@@ -174,6 +174,9 @@ def test_a_page_is_read_back_as_it_was_written(hostile, tmp_path):
     assert (tmp_path / "again.html").read_text() == hostile.read_text()
     with pytest.raises(ValueError, match="JSON"):
         write_page(tmp_path / "again.html", "tree", "", {"trees": [float("nan")]})
+    # Guards: half a character in a question, which the page's title could not hold, and which ended the run.
+    write_page(tmp_path / "again.html", "tree", "a\ud800\u202e\0</title>", {})
+    assert "<title>a\\ud800\\u202e\\x00&lt;/title&gt;</title>" in (tmp_path / "again.html").read_text("utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["again.html"]
 
 
@@ -382,6 +385,7 @@ def test_keys_walk_open_and_lead_to_decisions(open_page, forked):
     page.keyboard.press("Escape")
     page.keyboard.press("?")
     assert "fork" in page.locator("#panel").inner_text()
+    page.locator("#panel .close").click()
     page.locator("#n8").click()
     page.locator("#n8").click()
     assert "leaf 5" in page.locator("#panel").inner_text()
@@ -501,6 +505,61 @@ def test_64_leaves_open_in_under_two_seconds(open_page, big):
     assert max(boxes) <= 720
     page.keyboard.press("z")
     assert page.locator(".turn").first.bounding_box()["height"] >= 40
+
+
+@pytest.fixture(scope="module")
+def deep(tokenizer, tmp_path_factory):
+    """The page of a tree of three leaves and 25 turns."""
+
+    def script(key, calls):
+        if calls < 24:
+            return "<think>the town is the river of the mayor</think><search>river</search>", calls / 9
+        return "<think>so</think><answer>7</answer><|end|>", 1.0
+
+    settings = dict(num_generations=3, num_initial=2, max_tool_calls=30, max_turn_tokens=80, max_completion_length=3000)
+    (tree,) = grow(ScriptedSampler(tokenizer, script), ["the town is"], **settings)
+    file = tmp_path_factory.mktemp("deep") / "deep.html"
+    write_page(file, "tree", "deep", {"trees": [view(tree, tokenizer)]})
+    return file
+
+
+@pytest.mark.parametrize("width", [800, 1280])
+def test_long_trees_are_moved_sideways_and_their_leaves_stay_in_sight(open_page, deep, width):
+    """Guards: turns too narrow to read, and rewards behind the window's edge, without a sign that there is more."""
+    page = open_page(deep)
+    page.set_viewport_size({"width": width, "height": 720})
+    inside = "[...e.querySelectorAll('.leaf > span')].every(s => s.getBoundingClientRect().right <= innerWidth)"
+    for key in ("1", "2", "3", "z"):
+        page.keyboard.press(key)
+        assert page.locator(".turn").first.bounding_box()["width"] > 90
+        assert page.evaluate(f"(e => e.scrollWidth > e.clientWidth && {inside})(document.getElementById('tree'))")
+    for _ in range(25):
+        page.keyboard.press("ArrowRight")
+    turn, leaves = (page.locator(name).bounding_box() for name in ("[aria-selected=true]", ".leaves"))
+    assert page.locator("[aria-selected=true]").get_attribute("aria-level") == "25"
+    assert 0 < turn["x"] and turn["x"] + turn["width"] <= leaves["x"] + 1 and leaves["x"] + leaves["width"] <= width
+
+
+def test_the_keys_lie_over_the_tree_and_leave_it_its_room(open_page, deep):
+    page = open_page(deep)
+    for height in (720, 400):
+        page.set_viewport_size({"width": 800, "height": height})
+        before = page.locator("#tree").bounding_box()
+        page.keyboard.press("?")
+        box = page.locator("#panel").bounding_box()
+        assert page.locator("#tree").bounding_box() == before
+        assert 0 <= box["x"] and box["x"] + box["width"] <= 800 and 0 <= box["y"] and box["y"] + box["height"] <= height
+        page.keyboard.press("Escape")
+        assert page.locator("#panel").is_hidden()
+
+
+def test_text_that_is_cut_ends_in_dots(open_page, deep):
+    page = open_page(deep)
+    styles = page.evaluate(
+        "[...document.querySelectorAll('.turn > bdi')].filter(e => e.scrollHeight > e.clientHeight + 1 || "
+        "e.scrollWidth > e.clientWidth).map(e => [getComputedStyle(e).textOverflow, e.className.includes('lines')])"
+    )
+    assert styles and all(overflow == "ellipsis" for overflow, _ in styles)
 
 
 def test_in_the_dark(open_page, forked):

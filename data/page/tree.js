@@ -266,7 +266,8 @@ function layout() {
   const columns = Math.max(...nodes.map((node) => node.depth)) + 1;
   const narrow = clientWidth / columns < 205; // many turns: their boxes and the leaves get along with less
   const [leaf, gutter] = narrow ? [236, 24] : [292, 62];
-  const width = Math.max(84, Math.min(520, (clientWidth - SIZES.prompt - leaf - 16) / columns));
+  const least = state.readable ? 210 : 120; // below that the tree is wider than the window, and is moved sideways
+  const width = Math.max(least, Math.min(520, (clientWidth - SIZES.prompt - leaf - 16) / columns));
   const y = (row, bands) => SIZES.head + row * height + bands * SIZES.band;
   return {
     tops,
@@ -291,16 +292,22 @@ function place(element, left, top, width, height) {
 function drawTree() {
   const plan = layout();
   const links = svg("svg", { class: "links" });
+  const leaves = el("div", { class: "leaves" }, leafNames(plan)); // stays in sight where the tree is moved sideways
   const drawn = [links, heads(plan)];
   DATA.trees.forEach((tree, t) => drawn.push(...drawRoot(tree, plan, plan.tops[t])));
-  for (const node of nodes.filter(shown)) drawn.push(...drawNode(node, plan, links));
-  const bottom = plan.y(plan.rows, plan.bands);
-  place(links, 0, 0, plan.x(plan.columns) + plan.leaf, bottom);
-  const looks = { dense: plan.height < 30, narrow: plan.narrow, brief: plan.width < 200 };
+  for (const node of nodes.filter(shown)) drawn.push(...drawNode(node, plan, links, leaves));
+  const [right, bottom] = [plan.x(plan.columns), plan.y(plan.rows, plan.bands)];
+  place(links, 0, 0, right + plan.leaf, bottom);
+  Object.assign(leaves.style, { width: `${plan.leaf}px`, height: `${bottom}px` });
+  const canvas = el("div", { class: "canvas" }, leaves, drawn);
+  canvas.style.width = `${right + plan.leaf}px`;
+  const wide = right + plan.leaf > parts.tree.clientWidth + 1;
+  const looks = { dense: plan.height < 30, narrow: plan.narrow, brief: plan.width < 200, wide };
   parts.tree.className = Object.keys(looks)
     .filter((name) => looks[name])
     .join(" ");
-  parts.tree.replaceChildren(...drawn);
+  parts.tree.style.scrollPaddingRight = `${plan.leaf}px`;
+  parts.tree.replaceChildren(canvas);
   parts.tree.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
@@ -308,13 +315,12 @@ function heads(plan) {
   const turns = Array.from({ length: plan.columns }, (_, depth) =>
     place(el("span", {}, `turn ${depth + 1}`), plan.x(depth), 0, plan.width, SIZES.head),
   );
+  return el("div", { class: "heads" }, turns);
+}
+
+function leafNames(plan) {
   const names = ["leaf", "answer", "reward", "advantage"].map((name) => el("span", {}, name));
-  return el(
-    "div",
-    { class: "heads" },
-    turns,
-    place(el("div", { class: "leaf names" }, names), plan.x(plan.columns), 0, plan.leaf, SIZES.head),
-  );
+  return place(el("div", { class: "leaf names" }, names), 0, 0, plan.leaf, SIZES.head);
 }
 
 /** The prompt, which all leaves share, and over several trees the title of each. */
@@ -343,7 +349,7 @@ function drawRoot(tree, plan, top) {
   return drawn;
 }
 
-function drawNode(node, plan, links) {
+function drawNode(node, plan, links, leaves) {
   const gutter = node.leaf && !node.children.length ? 10 : plan.gutter;
   const [left, top] = [plan.x(node.depth), plan.y(node.row, node.bands)];
   const [width, height] = [plan.width - gutter, node.rows * plan.height - Math.min(4, plan.height / 6)];
@@ -370,7 +376,7 @@ function drawNode(node, plan, links) {
   if (node.decision) drawn.push(place(badge(node, plan), end + 1, top, gutter - 2, height));
   if (node.leaf && !kids.length) {
     links.append(svg("path", { class: "out", d: `M${end} ${middle(node)}H${plan.x(plan.columns)}` }));
-    drawn.push(place(drawLeaf(node, plan.height), plan.x(plan.columns), top, plan.leaf, height));
+    leaves.append(place(drawLeaf(node, plan.height), 0, top, plan.leaf, height));
   }
   return drawn;
 }

@@ -16,6 +16,7 @@ function fillText(node, box, width, height) {
     const made = el("bdi", { class: kind, dir: "auto" }, withTags(content.slice(0, 600), node.tree.tags));
     made.style.setProperty("--lines", lines);
     made.style.whiteSpace = lines > 1 ? "normal" : "nowrap";
+    made.classList.toggle("lines", lines > 1);
     made.style.marginTop = kind === "wrote" ? `${Math.min(3, (height - 3) % SIZES.line) / 2}px` : "auto";
     return made;
   };
@@ -124,6 +125,7 @@ function fillCredit(node, box, width, height) {
 function drawPanel() {
   const node = state.selected;
   parts.panel.hidden = !(state.help || (state.open && node)) || (state.view === "packed" && !state.help);
+  parts.panel.className = state.help ? "help" : ""; // over the tree, which keeps its room
   if (parts.panel.hidden) return;
   const close = el(
     "button",
