@@ -123,7 +123,7 @@ def test_code_that_does_not_end_or_takes_the_process_along(tmp_path, monkeypatch
     """Guards: a loop that catches its own end, or is not Python's, and holds the class up for minutes; code that only
     waits; prints without end, which filled the memory; one that ends the process, and takes the next exercises along;
     a second process, whose answers would be taken for those of the next exercise; and a line among the answers."""
-    monkeypatch.setattr(grading, "SECONDS", 1)
+    monkeypatch.setattr(grading, "SECONDS", 6)
     monkeypatch.setattr(grading, "SILENCE", 3)
     monkeypatch.setattr(grading, "PATIENCE", 12)
     student = copies.make_copy(tmp_path / "arpo ü", "eve", 5)
@@ -143,7 +143,7 @@ def test_code_that_does_not_end_or_takes_the_process_along(tmp_path, monkeypatch
     ):  # fmt: skip
         assert verdicts[number].kind == "error" and told in verdicts[number].text, number
     assert {verdict.kind for number, verdict in verdicts.items() if number not in (1, 5, 6, 7, 8)} == {"blank"}
-    assert "is still running; it is ended after 1 s of processor time" in capsys.readouterr().out
+    assert "is still running; it is ended after 6 s of processor time" in capsys.readouterr().out
 
 
 @pytest.mark.slow
