@@ -19,7 +19,7 @@ from exercises import classroom, copies, grading, hunt
 from exercises.bugs import BUGS, Bug
 from exercises.child import plain
 from exercises.course import close, load_course
-from exercises.experiments import EXPERIMENTS, alike, pooled
+from exercises.experiments import EXPERIMENTS, OUTCOMES, alike, pooled
 from exercises.patches import ROOT, Blank, Swap, asking, blanked, loaded, source, swapped, taken_out
 from train import read_flags
 
@@ -402,8 +402,10 @@ def test_an_experiment_measures_what_the_project_does():
     learned = EXPERIMENTS["bonus"].measure(config("bonus"))
     assert learned["tokens sampled"] > 20 and learned["calls in training"] >= 1
     assert {learned["held-out accuracy"]} <= {0.0, 1.0}
+    assert learned.keys() == set(OUTCOMES[EXPERIMENTS["bonus"].measure])
     looked = EXPERIMENTS["variance"].measure(config("variance"))
     assert looked["groups alike"] in (0, 1) and 0 < looked["calls a leaf"] < 6
+    assert looked.keys() == set(OUTCOMES[EXPERIMENTS["variance"].measure])
 
 
 def test_alike_counts_all_ways_to_choose_leaves():
@@ -578,7 +580,7 @@ OTHER_WAYS = [
     (9, "ratio = (logprobs - old).exp().unsqueeze(1)\nclipped = ratio.clip(1 - config.epsilon, 1 + config.epsilon_high)"
         "\ngain = torch.where(A > 0, ratio.clip(max=1 + config.epsilon_high), ratio.clip(min=1 - config.epsilon)) * A"),
     (12, "worked = [n.call.tool for n in nodes if n.result and n.result.outcome == 'ok']",
-         "import torch\nif not well_formed:\n    return torch.tensor(-1)\nboth = tools_run >= {'search', 'python'}\n"
+         "import torch\nif not well_formed:\n    return torch.tensor(-1)\nboth = {'search', 'python'} <= set(tools_run)\n"
          "return torch.tensor(accuracy + bonus if accuracy > .5 and both else accuracy)"),
 ]  # fmt: skip
 
