@@ -35,7 +35,7 @@ For the teacher, with the files that were handed in (docs/teaching.md has a plan
   python -m exercises regrade --seed 7 FILES   everybody's code on other inputs
   python -m exercises pool FILES      the experiments of a class in one table
 
-Run these here, in the checkout; write in the copy, with your editor. Any order will do; the easiest are 1, 5 and 6.
+Run these here or in the copy; write in the copy, with your editor. Any order will do; the easiest are 1, 5 and 6.
 Solutions are a file away, in this checkout: not looking is up to you.
 """.format(names=", ".join(EXPERIMENTS))
 

@@ -26,8 +26,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-here = ["--copy", str(Path(__file__).parent)] * (sys.argv[1:2] != [])
-raise SystemExit(subprocess.call([sys.executable, "-m", "exercises", *sys.argv[1:], *here], cwd={checkout!r}))
+checkout = Path({checkout!r})
+if not (checkout / "exercises").is_dir():
+    print(f"exercises: expected the checkout in {{checkout}}, found none: say this in the checkout", file=sys.stderr)
+    raise SystemExit(2)
+here = ["--copy", str(Path(__file__).parent)] if sys.argv[1:] else []
+raise SystemExit(subprocess.call([sys.executable, "-m", "exercises", *sys.argv[1:], *here], cwd=checkout))
 '''
 NAME = r"\w[\w.-]*"  # of a student
 HIDDEN = "left out of this copy, since it would give exercise {} away"

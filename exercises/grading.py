@@ -192,10 +192,10 @@ def begin(folder: Path, exercises: list[Exercise], cases: dict, place: Path) -> 
 
 
 def listen(stream, token: bytes, lines: queue.Queue) -> None:
-    """Hands on what stands behind the token in each line; lines without one are a student's own."""
-    for line in stream:
-        if line.startswith(token):
-            lines.put(line.removeprefix(token))
+    """Hands on what stands behind the token in each line; the rest is a student's own."""
+    for _, mark, told in (line.partition(token) for line in stream):
+        if mark:
+            lines.put(told)
     lines.put(b"")
 
 

@@ -551,6 +551,9 @@ def test_the_command_can_be_said_in_the_copy(tmp_path):
         [sys.executable, "-m", "exercises", "list", "6"], cwd=student.folder, capture_output=True, text=True
     )
     assert done.returncode == 0 and "advantage.py:centred" in done.stdout and not done.stderr
+    (student.folder / "exercises.py").write_text(copies.FORWARD.format(checkout=str(tmp_path / "moved")))
+    done = subprocess.run([sys.executable, "-m", "exercises"], cwd=student.folder, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and str(tmp_path / "moved") in done.stderr
 
 
 def graded(number, *codes):
@@ -580,7 +583,7 @@ OTHER_WAYS = [
     (9, "ratio = (logprobs - old).exp().unsqueeze(1)\nclipped = ratio.clip(1 - config.epsilon, 1 + config.epsilon_high)"
         "\ngain = torch.where(A > 0, ratio.clip(max=1 + config.epsilon_high), ratio.clip(min=1 - config.epsilon)) * A"),
     (12, "worked = [n.call.tool for n in nodes if n.result and n.result.outcome == 'ok']",
-         "import torch\nif not well_formed:\n    return torch.tensor(-1)\nboth = {'search', 'python'} <= set(tools_run)\n"
+         "import torch\nif not well_formed:\n    return torch.tensor(-1)\nboth = len({*tools_run}) > 1\n"
          "return torch.tensor(accuracy + bonus if accuracy > .5 and both else accuracy)"),
 ]  # fmt: skip
 
