@@ -573,7 +573,7 @@ def test_the_index_of_a_run(open_page, trees, tokenizer, tmp_path):
     (tmp_path / "trees").mkdir()
     rows = [{"step": 0, "dev_accuracy": 0.5}, *({"step": n, "reward": n / 9, "accuracy": 0.5} for n in range(1, 30))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "run.json").write_text(json.dumps({"settings": {"algo": "arpo", "seed": 0}}))
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"algo": "arpo", "model": "m" * 200, "seed": 0}}))
     (tmp_path / "table.txt").write_text(f"accuracy {ATTACKS[0]}")
     before, after = (view(tree, tokenizer, title=title) for tree, title in zip(trees, ("before", "after")))
     for name, *views in (("step_0001", before), ("step_0010", after), ("question_1", before, after)):
@@ -582,6 +582,8 @@ def test_the_index_of_a_run(open_page, trees, tokenizer, tmp_path):
     drawn = page.locator(".curve:not(.sample) g path:not(.faint)").evaluate_all("found => found.map(p => p.outerHTML)")
     assert len(drawn) == 3 and not any("NaN" in path for path in drawn)
     assert page.locator("#table").inner_text() == f"accuracy {ATTACKS[0]}"
+    page.set_viewport_size({"width": 800, "height": 720})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
     links = [link.get_attribute("href") for link in page.locator("a").all()]
     assert links == ["trees/question_1.html", "trees/step_0001.html", "trees/step_0010.html"]
     page.files |= {(tmp_path / link).as_uri() for link in links} | {(tmp_path / "index.html").as_uri()}
