@@ -4,6 +4,7 @@ What is right is computed here, without the project's code; what the known mista
 a fragment replaced. The student's code answers in a process of its own (`child.py`). Left out: who the student is.
 """
 
+import inspect
 import json
 import os
 import queue
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -231,7 +233,8 @@ def ended(process: subprocess.Popen, folder: Path, errors: Path) -> dict:
 
 def mistakes_of(exercise: Exercise, seed: int, cache: Path | None) -> dict[str, list[Any]]:
     """What the known mistakes of an exercise answer; kept in a file, since the project has to be loaded for them."""
-    version, number, kept = f"{version_of_sources()}/{seed}", str(exercise.number), {}
+    version, kept = f"{version_of_sources()}/{seed}", {}
+    number = f"{exercise.number}/{zlib.crc32(inspect.getsource(exercise.code).encode())}"  # inputs may have changed
     with suppress(OSError, ValueError):
         kept = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
     kept = kept if isinstance(kept, dict) and kept.get("version") == version else {"version": version}

@@ -621,6 +621,21 @@ def test_a_known_mistake_is_told_for_sure_only_where_all_answers_are_its_own():
     assert verdict.kind == "wrong" and (not verdict.text.startswith("Perhaps") or "or instead" in verdict.text)
 
 
+def test_what_mistakes_answer_is_kept_as_long_as_it_is_true(tmp_path, monkeypatch):
+    """Guards: a file of old answers, or a broken one, after an exercise has got other inputs."""
+    (exercise,), cache = [e for e in COURSE if e.number == 6], tmp_path / "known" / "3.json"
+    first = grading.mistakes_of(exercise, 3, cache)
+    kept = json.loads(cache.read_text())
+    assert grading.mistakes_of(exercise, 3, cache) == first and first.keys() == {m.name for m in exercise.mistakes}
+    read = grading.inspect.getsource
+    monkeypatch.setattr(grading.inspect, "getsource", lambda code: read(code) + "# new" * (code is exercise.code))
+    grading.mistakes_of(exercise, 3, cache)
+    assert len(json.loads(cache.read_text())) == len(kept) + 1
+    for text in ("[", "[]", "{}"):
+        cache.write_text(text)
+        assert grading.mistakes_of(exercise, 3, cache) == first
+
+
 def test_errors_of_other_files_and_of_the_librarys_are_not_blanks():
     """Guards: a right answer called blank since another file cannot be read; and torch's own NotImplementedError."""
     (exercise,) = [e for e in COURSE if e.number == 9]

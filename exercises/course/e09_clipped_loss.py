@@ -25,9 +25,9 @@ def cases(rng):
 
 def expected(case):
     """Each term by itself, with its slope: nothing where moving on would gain nothing."""
-    low, high, loss, slopes = 1 - case["epsilon"], 1 + case["epsilon_high"], 0.0, []
+    low, high, loss, slopes, bitten = 1 - case["epsilon"], 1 + case["epsilon_high"], 0.0, [], 0
     for gap, advantages, weights in zip(case["gap"], case["advantages"], case["weights"]):
-        ratio, slope = math.exp(gap), 0.0
+        ratio, slope, bites = math.exp(gap), 0.0, False
         for A, W in zip(advantages, weights):
             if A > 0 and ratio > high:
                 gain, moves = high * A, 0
@@ -35,9 +35,10 @@ def expected(case):
                 gain, moves = low * A, 0
             else:
                 gain, moves = ratio * A, 1
-            loss, slope = loss - W * gain, slope - W * moves * ratio * A
+            loss, slope, bites = loss - W * gain, slope - W * moves * ratio * A, bites or not moves
         slopes.append(slope)
-    return {"loss": loss, "gradient": slopes}
+        bitten += bites
+    return {"loss": loss, "gradient": slopes, "tokens where the clip bites": bitten}
 
 
 def probe(case):
@@ -53,11 +54,12 @@ def probe(case):
     weights, advantages = torch.tensor(case["weights"]), torch.tensor(case["advantages"])
     batch = SimpleNamespace(advantages=advantages, weights=weights, sampler_logprobs=old)
     given = [tensor.clone() for tensor in (weights, advantages, old)]
-    loss, _ = policy_loss(logprobs, old, batch, config)
+    loss, sums = policy_loss(logprobs, old, batch, config)
     if not all(map(torch.equal, (weights, advantages, old), given)):
         raise ValueError("A, W or old is changed in place: they are needed as they were, so work on copies")
     loss.backward()
-    return {"loss": float(loss.detach()), "gradient": logprobs.grad.tolist()}
+    bitten = {"tokens where the clip bites": sums["clip_fraction"]}  # counted by the lines after the blank
+    return {"loss": float(loss.detach()), "gradient": logprobs.grad.tolist()} | bitten
 
 
 CLIPPED = "torch.min(ratio * A, clipped * A)"
