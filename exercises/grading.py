@@ -168,8 +168,9 @@ def run_student(
                     line = next_line(process, lines, left[0].number, told)
                     found = json.loads(line) if line else ended(process, folder.resolve(), Path(place, "errors"))
                     said = Path(place, "printed").read_bytes() if Path(place, "printed").exists() else b""
-                    yield left.pop(0), found | {"printed": said[read:][-4000:].decode("utf-8", "replace")}
-                    read = len(said)
+                    until = found.get("until", len(said))
+                    yield left.pop(0), found | {"printed": said[read:until][-4000:].decode("utf-8", "replace")}
+                    read = until
             finally:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
