@@ -265,8 +265,8 @@ function layout() {
   const height = Math.max(state.readable ? 46 : 7, Math.min(96, room / Math.max(1, row)));
   const columns = Math.max(...nodes.map((node) => node.depth)) + 1;
   const narrow = clientWidth / columns < 205; // many turns: their boxes and the leaves get along with less
-  const [leaf, gutter] = narrow ? [236, 24] : [292, 62];
-  const least = state.readable ? 210 : 120; // below that the tree is wider than the window, and is moved sideways
+  const [leaf, gutter] = narrow ? [236, 38] : [292, 62];
+  const least = state.readable ? 210 : 134; // below that the tree is wider than the window, and is moved sideways
   const width = Math.max(least, Math.min(520, (clientWidth - SIZES.prompt - leaf - 16) / columns));
   const y = (row, bands) => SIZES.head + row * height + bands * SIZES.band;
   return {
@@ -395,13 +395,13 @@ function badge(node, plan) {
   const kind = verdict(node);
   const { delta, new_paths } = node.decision;
   const told = { asked: "vote", forked: `${new_paths} new`, refused: "no fork", spent: "spent" }[kind];
-  const above =
-    height < 18 || plan.narrow ? null : el("span", { class: "above" }, kind === "asked" ? "ΔH ?" : signed(delta, 3));
+  const jump = kind === "asked" ? "ΔH ?" : signed(delta, plan.narrow ? 2 : 3);
+  const above = height < 18 ? null : el("span", { class: "above" }, jump);
   const under = height < 48 || plan.narrow ? null : el("span", { class: "under" }, told);
   const title = kind === "asked" ? "hidden" : `ΔH ${signed(delta, 4)}: ${told}`;
   return el(
     "div",
-    { class: `badge ${kind}${above && !under ? " low" : ""}`, title, click: () => select(node, { open: true }) },
+    { class: `badge ${kind}${above && height < 48 ? " low" : ""}`, title, click: () => select(node, { open: true }) },
     above,
     diamond(kind, Math.max(8, Math.min(16, height))),
     under,
