@@ -79,6 +79,8 @@ class EvalConfig(AgentConfig, JudgeConfig):
     html: str = ""  # write the tree of --ask to this file, too, as a page for a browser
 
 
+# What --ask tells of the sampler's counts.
+TOKENS = {"prefilled": "read", "refed": "read again at forks", "decoded": "sampled", "holes": "fed for nothing"}
 # Flags that say something only beside --ask, and only without it.
 OF_A_TREE = {field.name for field in fields(RolloutConfig)} - {field.name for field in fields(TrajectoryConfig)}
 OF_A_TREE |= {"answer", "width", "html"}
@@ -401,8 +403,8 @@ def ask(config: EvalConfig) -> None:
     if alone:
         print(steps_text(scored, policy.tokenizer))
     else:
-        print(tree_text(scored, advantages, policy.tokenizer, config.width))
-        print("tokens: " + ", ".join(f"{name} {n}" for name, n in policy.sampler.counts.items()))
+        print(tree_text(scored, advantages, policy.tokenizer, config.entropy_tokens, config.width))
+        print("tokens: " + ", ".join(f"{policy.sampler.counts[name]} {text}" for name, text in TOKENS.items()))
 
 
 def asked_question(config: EvalConfig) -> tuple[Question, str]:

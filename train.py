@@ -379,9 +379,9 @@ def train_rl(
                 row["dev_accuracy"] = dev_accuracy(policy, dev, config)  # on dev questions, greedy
                 run.keep_if_best(policy.save, row["dev_accuracy"], step)
             if step % config.save_trees_steps == 0 or step == 1:
-                text = printable(draw_tree(first.tree, policy.tokenizer, first.rewards, advantages))
+                drawn = draw_tree(first.tree, policy.tokenizer, config.entropy_tokens, first.rewards, advantages)
                 view = tree_view(f"step {step}", first, advantages, policy.tokenizer, config)
-                run.keep_tree(step, f"gold: {first.question.answers}\n{text}\n", view)
+                run.keep_tree(step, f"gold: {first.question.answers}\n{printable(drawn)}\n", view)
             run.log(row)
             watch(row)
             totals.update({name: row[name] for name in (*TOKEN_COUNTS, "changed")})

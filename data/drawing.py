@@ -19,15 +19,18 @@ def steps_text(scored: Scored, tokenizer) -> str:
     return "\n".join([*lines, f"answer: {told}" + (f" (accepted: {known})" if known else "")])
 
 
-def tree_text(scored: Scored, advantages, tokenizer, width: int) -> str:
+def tree_text(scored: Scored, advantages, tokenizer, k: int, width: int) -> str:
     """The drawn tree and the accepted answer; advantages (M,)."""
-    drawn = printable(draw_tree(scored.tree, tokenizer, scored.rewards, advantages, width))
+    drawn = printable(draw_tree(scored.tree, tokenizer, k, scored.rewards, advantages, width))
     known = ", ".join(scored.question.answers) or "unknown (rewards show the format alone)"
     return f"{drawn}\n\nright answer: {known}"
 
 
-def draw_tree(tree: Tree, tokenizer, rewards=None, advantages=None, width: int = 110) -> str:
-    """The tree as text: turns, results, entropies, decisions, and at each leaf its reward and advantage (M,)."""
+def draw_tree(tree: Tree, tokenizer, k: int, rewards=None, advantages=None, width: int = 110) -> str:
+    """The tree as text: turns, results, decisions, and at each leaf its reward and advantage (M,).
+
+    H of a turn is the mean entropy of its first k tokens, as the branch rule measures it.
+    """
     leaf_number = {leaf: m for m, leaf in enumerate(tree.leaves())}
     lines = ["prompt  " + _clip(tokenizer.decode(tree.prompt), width - 8)]
 
@@ -36,7 +39,7 @@ def draw_tree(tree: Tree, tokenizer, rewards=None, advantages=None, width: int =
         for n in children:
             node, last = tree.nodes[n], n == children[-1]
             inner = indent + ("   " if last else "│  ")
-            label = f"{len(node.ids)} tokens, H {np.mean(node.entropies):.2f}  "
+            label = f"{len(node.ids)} tokens, H {np.mean(node.entropies[:k]):.2f}  "
             text = _clip(tokenizer.decode(node.ids), width - len(inner) - len(label))
             lines.append(indent + ("└─ " if last else "├─ ") + label + text)
             if node.observation:

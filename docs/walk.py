@@ -53,7 +53,7 @@ def walk() -> str:
     parts = [
         the_question(question, split),
         the_prompt(prompt, policy),
-        the_tree(scored, advantages[0], policy),
+        the_tree(scored, advantages[0], policy, config.entropy_tokens),
         the_waves(sampler),
         the_rule(tree, sampler, config),
         the_rewards(scored, advantages),
@@ -115,8 +115,8 @@ def the_prompt(prompt: list[int], policy: Policy) -> str:
     )
 
 
-def the_tree(scored: Scored, advantages: Tensor, policy: Policy) -> str:
-    drawn = draw_tree(scored.tree, policy.tokenizer, scored.rewards, advantages, WIDTH)
+def the_tree(scored: Scored, advantages: Tensor, policy: Policy, k: int) -> str:
+    drawn = draw_tree(scored.tree, policy.tokenizer, k, scored.rewards, advantages, WIDTH)
     costs = savings(scored.tree)
     told = ", ".join(f"{costs[key][0]} {key} instead of {costs[key][1]}" for key in ("calls", "sampled", "read"))
     return section(
@@ -246,7 +246,7 @@ def the_loss(batch: Batch, policy: Policy, config: TrainConfig) -> str:
         "9. The loss",
         "One forward pass gives log π of every sampled token on its own path (`arpo.py:token_logprobs`). The ratio to "
         "π_old is 1 before the first step, so nothing is clipped, and the loss is minus the weighted sum of advantages "
-        "(`arpo.py:policy_loss`): near 0, as they are. Its gradient is not.",
+        "(`arpo.py:policy_loss`). Advantages add up to 0, so it is small, and says nothing; its gradient does.",
         told,
     )
 
@@ -265,7 +265,8 @@ def the_step(tree: Tree, advantages: Tensor, policy: Policy, config: TrainConfig
     return section(
         "10. A step",
         "`arpo.py:update` does all this for the trees of a step, and `data/optimizer.py` clips the gradient and "
-        "applies it. Below: log π of the policy's tokens on each leaf's path before and after this one step.",
+        "applies it (Adam's first step moves every weight by about the learning rate, whatever the gradient's norm). "
+        "Below: log π of the policy's tokens on each leaf's path before and after this one step.",
         f"{facts}\n\n" + table(["leaf", "advantage", "before", "after", "went"], rows),
     )
 

@@ -158,7 +158,7 @@ CLAIMS = {
     "the same where most entropy decides nothing (views)": ("views-threshold", "views-rate"),
     "and in the whole tree": ("views-best", "views-lot"),
     "entropy matters in the released code's coin": ("coin-entropy", "coin-lot"),
-    "soft attribution is better than hard": ("two-passes", "hard"),
+    "with two passes, soft attribution is better than hard": ("two-passes", "hard"),
 }
 
 # Asked when the first cells had been seen, since they speak against the paper; these arms were there from the start.
