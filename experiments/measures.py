@@ -117,12 +117,13 @@ class Interval:
         return float(beyond(t_quantile(self.n - 1) * self.mean / (self.high - self.mean), self.n - 1))
 
     def text(self, digits: int = 1) -> str:
-        """In bold where it does not hold 0, and then with digits enough that no end reads as 0."""
+        """In bold where it does not hold 0, and then no end reads as 0."""
         if math.isnan(self.mean):
             return "-"
-        if self.verdict() and not (round(self.low, digits) and round(self.high, digits)):
-            return self.text(digits + 1) if digits < 4 else f"**{self.mean:+.1e} [{self.low:+.1e}, {self.high:+.1e}]**"
-        mean, low, high = (f"{round(value, digits) + 0:+.{digits}f}" for value in (self.mean, self.low, self.high))
+        shown = lambda value: f"{round(value, digits) + 0:+.{digits}f}"
+        # An end that would read as 0, and is not, has one digit that is not 0.
+        end = lambda value: f"{value:+.1g}" if self.verdict() and not round(value, digits) else shown(value)
+        mean, low, high = shown(self.mean), end(self.low), end(self.high)
         if math.isnan(self.low):
             return f"{mean} (n = {self.n})"
         return f"**{mean} [{low}, {high}]**" if self.verdict() else f"{mean} [{low}, {high}]"
