@@ -102,6 +102,15 @@ CONSTANTS = {
     "k-8": Arm(f"{TREE} threshold --entropy_tokens 8", "k = 8, a whole turn", "threshold-entropy"),
 }
 
+# An arm that calls less takes more steps for its calls: is that all, so that a larger rate would do as well? Added when
+# all but the views had run.
+RATES = {
+    "grpo-fast": Arm("--learning_rate 8e-4", "no forks, M = 8, at twice the learning rate", "grpo"),
+    "threshold-fast": Arm(
+        f"{TREE} threshold --learning_rate 8e-4", "the paper's rule, at twice the learning rate", "grpo-fast"
+    ),
+}
+
 # With α = τ the threshold rule is the sign of ΔH: these must be their base, digit by digit.
 IDENTICAL = {
     "threshold-weight-5": Arm(
@@ -137,7 +146,7 @@ VIEWS = {
     ),
 }
 
-ARMS = MAIN | SCORES | METHODS | CONSTANTS | IDENTICAL | VIEWS
+ARMS = MAIN | SCORES | METHODS | CONSTANTS | RATES | IDENTICAL | VIEWS
 
 # The arms whose places entropy chose, and those of the same rule whose places something else chose.
 BY_ENTROPY = ("threshold-entropy", "best-entropy", "coin-entropy")
@@ -151,6 +160,7 @@ CLAIMS = {
     "branching as the paper has it beats sampling without forks": ("arpo", "grpo"),
     "and sampling fewer leaves without forks": ("arpo", "grpo-m6"),
     "so does the paper's rule with N = 2, Z = 3": ("threshold-entropy", "grpo"),
+    "the same at twice the learning rate": ("threshold-fast", "grpo-fast"),
     "and so do forks at the tree's highest entropies": ("best-entropy", "grpo"),
     "which beat fewer leaves without forks, too": ("best-entropy", "grpo-m4"),
     "entropy tells the paper's rule when to fork": ("threshold-entropy", "threshold-rate"),
