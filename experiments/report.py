@@ -28,6 +28,7 @@ from experiments.grid import (
     METHODS,
     NOISE_BATCHES,
     PLACES,
+    RATES,
     SAMPLES,
     SCORES,
     SHORT,
@@ -198,7 +199,8 @@ def limits(cells: Cells, probes) -> list[str]:
         "small model. All seeds are judged on the same questions, 100 dev and 100 held-out ones; intervals are over "
         "seeds alone.",
         "That what is gained for equal calls comes from where forks stand. An arm that calls less takes more optimizer "
-        "steps for its calls, all at one learning rate that was tuned for no arm, and more steps help by themselves: "
+        "steps for its calls, all but two arms at one learning rate that was tuned for none, and more steps help by "
+        "themselves: "
         f"for equal calls {gain('two-passes', 'threshold-entropy')} by a second step on the same trees, "
         f"{gain('grpo-m4', 'grpo')} by half the leaves. For equal steps that is out of the way, but so are the calls "
         "that forks save.",
@@ -384,6 +386,9 @@ def constants(cells: Cells, probes) -> list[str]:
         "They can matter under the coin, as can k, N, Z and M under any rule:",
         "![constants](figures/constants.png)",
         *differences(cells, compared(cells, CONSTANTS)),
+        "The paper does not vary the learning rate, but it decides what more steps for the same calls are worth. Twice "
+        "as large:",
+        *differences(cells, compared(cells, RATES)),
     ]
 
 
