@@ -90,7 +90,7 @@ EXPERIMENTS = {
     "branching": Experiment(
         "Does it matter where it forks, and what does it save?",
         "Which arm needs most tool calls, and which is most accurate in the end?",
-        "--model trails --max_steps 6 --learning_rate 1e-3 --warmup_steps 1 --lr_scheduler_type constant "
+        "--model trails --max_steps 6 --learning_rate 6e-4 --warmup_steps 2 --lr_scheduler_type constant --fan_out 3 "
         "--test_questions 100",
         {
             "arpo": "--algo arpo",
