@@ -28,7 +28,7 @@ from data import Question, models, runs
 from data.agents import OFFICIAL, AgentConfig, check_agent
 from data.benchmarks import world_in
 from data.compare import compare
-from data.drawing import steps_text, tree_text
+from data.drawing import rule_text, steps_text, tree_text
 from data.drive import answer_with, left_out, make_crew
 from data.format import ToolCall, TrajectoryConfig, encode_prompt, read_answer
 from data.grading import accuracy, hierarchical_reward
@@ -404,6 +404,7 @@ def ask(config: EvalConfig) -> None:
         print(steps_text(scored, policy.tokenizer))
     else:
         print(tree_text(scored, advantages, policy.tokenizer, config.entropy_tokens, config.width))
+        print(rule_text(config))
         print("tokens: " + ", ".join(f"{policy.sampler.counts[name]} {text}" for name, text in TOKENS.items()))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from data.format import printable
 from data.metrics import Scored
-from rollout import PROMPT, Tree
+from rollout import PROMPT, RolloutConfig, Tree
 
 
 def steps_text(scored: Scored, tokenizer) -> str:
@@ -24,6 +24,13 @@ def tree_text(scored: Scored, advantages, tokenizer, k: int, width: int) -> str:
     drawn = printable(draw_tree(scored.tree, tokenizer, k, scored.rewards, advantages, width))
     known = ", ".join(scored.question.answers) or "unknown (rewards show the format alone)"
     return f"{drawn}\n\nright answer: {known}"
+
+
+def rule_text(config: RolloutConfig) -> str:
+    """The branch rule in a line, with the numbers of these settings."""
+    odds = f"P = {config.base_prob:g} + {config.entropy_weight:g} · ΔH"
+    wins = {"threshold": f"> {config.threshold:g}", "coin": "> a coin", "best": "is highest in the whole tree"}
+    return f"forks (⑂) where {odds} {wins[config.branch_rule]}, while the budget lasts; H of {config.entropy_tokens} tokens"
 
 
 def draw_tree(tree: Tree, tokenizer, k: int, rewards=None, advantages=None, width: int = 110) -> str:
