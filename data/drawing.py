@@ -30,7 +30,8 @@ def rule_text(config: RolloutConfig) -> str:
     """The branch rule in a line, with the numbers of these settings."""
     odds = f"P = {config.base_prob:g} + {config.entropy_weight:g} · ΔH"
     wins = {"threshold": f"> {config.threshold:g}", "coin": "> a coin", "best": "is highest in the whole tree"}
-    return f"forks (⑂) where {odds} {wins[config.branch_rule]}, while the budget lasts; H of {config.entropy_tokens} tokens"
+    k = config.entropy_tokens
+    return f"forks (⑂) where {odds} {wins[config.branch_rule]}, while the budget lasts; H of {k} tokens"
 
 
 def draw_tree(tree: Tree, tokenizer, k: int, rewards=None, advantages=None, width: int = 110) -> str:
