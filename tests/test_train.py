@@ -373,7 +373,8 @@ def test_a_short_run_that_raises_nothing_says_so(two_runs):
 def test_a_tree_and_an_answer_in_the_terminal_and_as_a_page(run, tmp_path):
     page = str(tmp_path / "tree.html")
     drawn = run(eval.main, "--ask", "--num_generations", "4", "--num_initial", "2", "--html", page)
-    assert "leaf 3" in drawn and "reward" in drawn and "advantage" in drawn and "read again at forks" in drawn and "forks (⑂) where P = 0.5" in drawn
+    for text in ("leaf 3", "reward", "advantage", "forks (⑂) where P = 0.5", "read again at forks"):
+        assert text in drawn
     assert len(read_page(Path(page))["trees"][0]["leaves"]) == 4
     answered = run(eval.main, "--ask", "What is 31 times 7 plus 12?", "--html", page)
     assert read_page(Path(page))["trees"][0]["leaves"][0]["advantage"] == 0
