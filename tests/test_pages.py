@@ -417,6 +417,27 @@ def test_the_class_votes_before_it_sees(open_page, forked):
     assert page.locator(".turn").count() == 9 and page.locator(".badge.asked").count() == 0
 
 
+def changed(file, to, change):
+    """A page with other data, beside those of the test."""
+    data = read_page(file)
+    change(data["trees"][0])
+    write_page(to, "tree", "changed", data)
+    return to
+
+
+def test_a_class_is_right_about_the_rule_whose_budget_it_cannot_know(open_page, forked, tmp_path):
+    """Guards: hands for a fork that were called wrong where P was over the bar and no budget was left."""
+
+    def spend(tree):
+        tree["nodes"][0]["decision"]["new_paths"] = 0
+
+    page = open_page(changed(forked, tmp_path / "spent.html", spend))
+    for key in "pbyr":
+        page.keyboard.press(key)
+    told = page.locator("#panel").inner_text()
+    assert "the rule would fork; no budget is left" in told and "The class: 1 for, 0 against, right." in told
+
+
 def test_search_and_views(open_page, forked):
     page = open_page(forked)
     page.keyboard.press("/")

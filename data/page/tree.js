@@ -143,9 +143,12 @@ function legend() {
 /** What the branch rule said after a turn's result. */
 function verdict(node) {
   if (state.hidden.has(node)) return "asked";
-  const { new_paths, prob, bar } = node.decision;
-  return new_paths ? "forked" : prob > (bar ?? -Infinity) ? "spent" : "refused";
+  return outcomeOf(node.decision);
 }
+
+/** Of a decision: what the rule said, by P and its bar, and whether the budget allowed it. */
+const wouldFork = ({ prob, bar }) => prob > (bar ?? -Infinity);
+const outcomeOf = (decision) => (decision.new_paths ? "forked" : wouldFork(decision) ? "spent" : "refused");
 
 function diamond(kind, size = 16) {
   const shape = svg("path", { d: "M8 1L15 8L8 15L1 8z" });

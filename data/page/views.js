@@ -225,10 +225,12 @@ function decisionText(node) {
       ? `the next turn's first ${entropy_tokens} tokens`
       : `this turn's first ${entropy_tokens} tokens`;
   const how = score === "entropy" ? `(H_t − H_initial) / ${norm}` : `dealt out anew (${score})`;
-  const saw = `Wave ${wave}. H_t ${plain(entropy, 3)} (${after}), H_initial ${plain(initial_entropy, 3)} nats; ΔH = ${how} = ${signed(delta, 4)}; P = ${base_prob} + ${entropy_weight} ΔH = ${plain(prob, 4)} ${prob > (bar ?? -Infinity) ? ">" : "≤"} ${bar === null ? "no bar" : plain(bar, 4)}: `;
-  const came = { forked: counted(new_paths, "new path"), refused: "no fork", spent: "no fork, for no budget is left" }[
-    verdict(node)
-  ];
+  const saw = `Wave ${wave}. H_t ${plain(entropy, 3)} (${after}), H_initial ${plain(initial_entropy, 3)} nats; ΔH = ${how} = ${signed(delta, 4)}; P = ${base_prob} + ${entropy_weight} ΔH = ${plain(prob, 4)} ${wouldFork(node.decision) ? ">" : "≤"} ${bar === null ? "no bar" : plain(bar, 4)}: `;
+  const came = {
+    forked: counted(new_paths, "new path"),
+    refused: "no fork",
+    spent: "the rule would fork; no budget is left",
+  }[verdict(node)];
   const lot = score === "entropy" && by_lot !== new_paths ? ` By lot it would have been ${by_lot}.` : "";
   return el(
     "p",
@@ -241,11 +243,12 @@ function decisionText(node) {
   );
 }
 
-/** Whether the class was right about a turn: null where it has not voted, or is of two minds. */
+/** Whether the class was right about the rule, whose budget it cannot know: null where it has not voted, or is of two
+ * minds. */
 function wasRight(node) {
   const hands = state.votes.get(node);
   if (!hands || hands.fork === hands.not || state.hidden.has(node)) return null;
-  return hands.fork > hands.not === node.decision.new_paths > 0;
+  return hands.fork > hands.not === wouldFork(node.decision);
 }
 
 function judged(node) {
