@@ -334,7 +334,7 @@ def forked(tokenizer, tmp_path_factory):
 
     def script(key, calls):
         if calls == 0:
-            return "<think>the town</think><search>river</search>", 0.5
+            return f"<think>the town {key[-1]}</think><search>river</search>", 0.5
         return f"<think>the mayor {key[-1]}</think><answer>{'7' if '.' in key else '8'}</answer><|end|>", 1.5
 
     settings = dict(num_generations=6, num_initial=3, fan_out=1, branch_rule="threshold", max_turn_tokens=80)
@@ -398,12 +398,14 @@ def test_the_class_votes_before_it_sees(open_page, forked):
     assert page.locator(".turn").count() == 6 and page.locator(".badge.asked").count() == 3
     assert not re.search(r"new|\d\.\d\d\d", "".join(page.locator(".badge").all_inner_texts()))
     assert page.locator(".leaf[data-outcome] span:first-child").all_inner_texts() == [""] * 3  # numbers would have gaps
-    page.keyboard.press("3")
-    assert page.locator("#n0 .stripe").count() == 1
-    page.keyboard.press("4")
-    assert page.locator("#waits").is_visible() and page.locator(".segment").count() == 0
+    assert page.locator("#savings").is_hidden() and "vote" in page.locator("footer").inner_text()
+    told = page.locator(".leaves").inner_text()
+    assert "+1.00" in told and "advantage" not in told and page.locator(".bar").count() == 0
+    for key in "34":
+        page.keyboard.press(key)
+        assert page.locator("#waits").is_visible() and page.locator(".segment, .stripe, .turn").count() == 0
     page.keyboard.press("1")
-    for key in "byyn":
+    for key in "bYyyNn":
         page.keyboard.press(key)
     panel = page.locator("#panel")
     assert "fork (y): 2" in panel.inner_text() and "no fork (n): 1" in panel.inner_text()
@@ -415,6 +417,37 @@ def test_the_class_votes_before_it_sees(open_page, forked):
     assert page.locator("#score").inner_text() == "class: right in 1 of 2"
     page.locator("#hide").click()
     assert page.locator(".turn").count() == 9 and page.locator(".badge.asked").count() == 0
+    assert page.locator("#savings").is_visible() and "vote" not in page.locator("footer").inner_text()
+
+
+def test_hands_are_taken_back(open_page, forked):
+    """Guards: a vote typed wrong that could be undone with all others only."""
+    page = open_page(forked)
+    for key in "pbynnYNN":
+        page.keyboard.press(key)
+    assert "fork (y): 0" in page.locator("#panel").inner_text() and "(n): 0" in page.locator("#panel").inner_text()
+    page.keyboard.press("r")
+    assert "The class" not in page.locator("#panel").inner_text() and page.locator("#score").inner_text() == ""
+    page.keyboard.press("?")
+    assert "back" in page.locator("#panel").inner_text()
+
+
+def test_of_decisions_that_are_copies_the_first_is_shown(open_page, forked, tmp_path):
+    """Guards: a walk over one routine result after another, all of one text; and forks that it would pass by."""
+
+    def copy(tree):
+        tree["nodes"][3]["tokens"] = tree["nodes"][6]["tokens"] = tree["nodes"][0]["tokens"]
+        tree["nodes"][6]["decision"]["new_paths"] = 0
+
+    page = open_page(changed(forked, tmp_path / "copies.html", copy))
+    places = []
+    for key in "bbbBB":
+        page.keyboard.press(key)
+        places.append(page.locator("[aria-selected=true]").get_attribute("id"))
+    assert places == ["n0", "n6", "n0", "n6", "n0"]
+    page.locator("#n3").click()
+    page.keyboard.press("b")
+    assert page.locator("[aria-selected=true]").get_attribute("id") == "n6"
 
 
 def changed(file, to, change):

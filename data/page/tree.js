@@ -45,6 +45,7 @@ const VIEWS = {
     "The sequence of the gradient pass: each shared turn once. A token sees its own path and nothing else.",
   ],
 };
+const TELLING = { credit: "Credit is dealt out over all leaves", packed: "The sequence has all turns" };
 const state = {
   view: "text",
   selected: null,
@@ -82,6 +83,8 @@ function build() {
   parts.found = el("span", { id: "found", role: "status" });
   parts.hint = el("p", { id: "hint" });
   parts.score = el("span", { id: "score" });
+  parts.savings = el("span", { id: "savings" }, DATA.trees.length > 1 ? "" : savings(tree));
+  parts.legend = el("footer", {});
   parts.tree = el("section", { id: "tree", role: "tree", "aria-label": "the tree" });
   parts.panel = el("section", { id: "panel", hidden: "", "aria-live": "polite" });
   const accepted = tree.accepted.length
@@ -104,7 +107,7 @@ function build() {
         "p",
         { id: "facts" },
         el("b", {}, accepted.flat(2)),
-        el("span", { id: "savings" }, DATA.trees.length > 1 ? "" : savings(tree)),
+        parts.savings,
         DATA.index ? el("a", { href: DATA.index }, "the run") : null,
       ),
     ),
@@ -119,7 +122,7 @@ function build() {
     parts.hint,
     parts.tree,
     parts.panel,
-    el("footer", {}, legend()),
+    parts.legend,
   );
 }
 
@@ -137,6 +140,7 @@ function legend() {
   );
   const leaves = kinds.map((kind) => el("span", {}, mark(kind, 14), OUTCOMES[kind]));
   const verdicts = { forked: "forked", refused: "asked, no fork", spent: "would fork, budget spent" };
+  if (state.hidden.size) verdicts.asked = "vote";
   return [leaves, Object.entries(verdicts).map(([kind, told]) => el("span", {}, diamond(kind), told))].flat();
 }
 
@@ -182,11 +186,20 @@ function there(node) {
 const shown = (node) => there(node) && (!node.up || shown(node.up));
 
 function step(by) {
-  const open = decisions.filter(shown);
-  if (!open.length) return;
-  const at = open.indexOf(state.selected);
-  const next = at < 0 ? (by > 0 ? 0 : open.length - 1) : (at + by + open.length) % open.length;
-  select(open[next], { open: true });
+  const seen = new Set();
+  const first = (node) => !seen.has(story(node)) && seen.add(story(node));
+  const stops = decisions.filter((node) => shown(node) && first(node));
+  if (!stops.length) return;
+  const here = decisions.indexOf(state.selected);
+  const onward = stops.filter((node) => (decisions.indexOf(node) - here) * by > 0);
+  const next = by > 0 ? 0 : -1;
+  select(onward.at(next) ?? stops.at(next), { open: true });
+}
+
+/** What makes a decision worth a stop: all that stands before it, and what came of it. In copies both are the same. */
+function story(node) {
+  const above = (other) => (other.up ? above(other.up) : "") + JSON.stringify([other.text, other.readText]);
+  return `${node.t} ${outcomeOf(node.decision)} ${above(node)}`;
 }
 
 function hideOrShow() {
@@ -200,11 +213,12 @@ function reveal() {
   draw();
 }
 
-function vote(hand) {
+function vote(hand, by = 1) {
   if (!state.hidden.has(state.selected)) return;
   const hands = state.votes.get(state.selected) ?? { fork: 0, not: 0 };
-  hands[hand] += 1;
+  hands[hand] = Math.max(0, hands[hand] + by);
   state.votes.set(state.selected, hands);
+  if (!hands.fork && !hands.not) state.votes.delete(state.selected);
   draw();
 }
 
@@ -241,9 +255,20 @@ function draw() {
   const hits = nodes.filter((node) => shown(node) && matches(node));
   parts.found.textContent = state.query ? `${hits.indexOf(state.selected) + 1 || "–"} of ${hits.length}` : "";
   parts.score.textContent = score();
+  parts.savings.hidden = state.hidden.size > 0;
+  parts.legend.replaceChildren(...legend());
   drawPanel();
-  if (state.view === "packed") drawPacked();
+  if (TELLING[state.view] && state.hidden.size) drawWaiting();
+  else if (state.view === "packed") drawPacked();
   else drawTree();
+}
+
+/** In place of a view from which the verdicts could be read. */
+function drawWaiting() {
+  parts.tree.className = "";
+  parts.tree.replaceChildren(
+    el("p", { id: "waits" }, `${TELLING[state.view]}, also those that wait for the class: show the verdicts first (p).`),
+  );
 }
 
 /** Rows and heights of what is shown. */
@@ -322,7 +347,7 @@ function heads(plan) {
 }
 
 function leafNames(plan) {
-  const names = ["leaf", "answer", "reward", "advantage"].map((name) => el("span", {}, name));
+  const names = ["leaf", "answer", "reward", state.hidden.size ? "" : "advantage"].map((name) => el("span", {}, name));
   return place(el("div", { class: "leaf names" }, names), 0, 0, plan.leaf, SIZES.head);
 }
 
@@ -333,9 +358,10 @@ function drawRoot(tree, plan, top) {
   if (several) {
     const { marks, told } = tally(tree);
     const reward = `mean reward ${signed(mean(tree.leaves.map((leaf) => leaf.reward)))}`;
+    const all = state.hidden.size ? [tree.title] : [`${tree.title}: ${told}, ${reward} `, marks];
     drawn.push(
       place(
-        el("h2", { class: "band" }, `${tree.title}: ${told}, ${reward} `, state.hidden.size ? [] : marks),
+        el("h2", { class: "band" }, all.flat()),
         0,
         plan.y(top.row, top.bands),
         plan.x(plan.columns) + plan.leaf,
@@ -415,7 +441,8 @@ function drawLeaf(node, height) {
   const { leaf, tree } = node;
   const kind = outcome(leaf, tree.accepted);
   const low = height < 13;
-  const texts = [state.hidden.size ? "" : `${leaf.m}`, signed(leaf.reward), signed(leaf.advantage)].map((text) =>
+  const hides = state.hidden.size > 0; // numbers have gaps, and an advantage counts the leaves that are not shown
+  const texts = [hides ? "" : `${leaf.m}`, signed(leaf.reward), hides ? "" : signed(leaf.advantage)].map((text) =>
     el("span", {}, low ? "" : text),
   );
   const answer = words(
@@ -430,7 +457,7 @@ function drawLeaf(node, height) {
     answer,
     texts[1],
     texts[2],
-    bar(leaf.advantage, tree, Math.min(8, height - 1)),
+    hides ? null : bar(leaf.advantage, tree, Math.min(8, height - 1)),
   );
 }
 

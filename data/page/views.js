@@ -318,12 +318,6 @@ function walkPacked(way) {
 const SHADES = { sampled: "turn with its result", given: "prompt", chosen: "the chosen token" };
 
 function drawPacked() {
-  if (state.hidden.size) {
-    parts.tree.replaceChildren(
-      el("p", { id: "waits" }, "The sequence tells where the tree forked: show the verdicts first (p)."),
-    );
-    return;
-  }
   const segments = packedSegments();
   const total = segments.at(-1).start + segments.at(-1).length;
   const side = Math.max(160, Math.min(parts.tree.clientHeight - 60, parts.tree.clientWidth / 2));
