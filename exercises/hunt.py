@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
+from data.pages import write_index
 from exercises.bugs import BUGS, Bug
 from exercises.copies import Copy, write_project
 from exercises.patches import ROOT, Blank, Swap, source, swapped
@@ -106,6 +107,7 @@ def plant(hunt: Hunt, flags: str = FLAGS) -> None:
             (hunt.folder / run).mkdir(parents=True)
             for name in SEEN:
                 shutil.move(Path(place) / run / "run" / name, hunt.folder / run / name)
+            write_index(hunt.folder / run)  # to which the trees' pages lead back
     (hunt.folder / "answer.txt").write_text(ANSWER.format(flags=flags), encoding="utf-8")
     (hunt.folder / "test_hunt.py").write_text(TEST, encoding="utf-8")
 

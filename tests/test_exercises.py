@@ -14,6 +14,7 @@ from textwrap import indent
 
 import pytest
 
+from data.pages import read_page
 from exercises import __main__ as command
 from exercises import classroom, copies, grading, hunt
 from exercises.bugs import BUGS, Bug
@@ -340,6 +341,8 @@ def test_a_hunt_from_beginning_to_end(copy, capsys):
     assert {file.name for file in place.iterdir()} == {"A", "B", "answer.txt", "test_hunt.py"}
     runs = [(place / run / "metrics.jsonl").read_text() for run in "AB"]
     assert runs[0] != runs[1]
+    pages = [page for run in "AB" for page in (place / run / "trees").glob("*.html")]
+    assert pages and all((page.parent / read_page(page)["index"]).exists() for page in pages)  # no link into the void
     assert command.main(["bug", "--check", *flags]) == 1
     told = capsys.readouterr().out
     assert "yes  the test passes without the bug" in told and "no   the test fails with the bug" in told
