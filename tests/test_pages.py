@@ -561,20 +561,32 @@ def test_64_leaves_open_in_under_two_seconds(open_page, big):
     assert page.locator(".turn").first.bounding_box()["height"] >= 40
 
 
-@pytest.fixture(scope="module")
-def deep(tokenizer, tmp_path_factory):
-    """The page of a tree of three leaves and 25 turns."""
+class Roads:
+    """Answers as a search does, with a word that decides at the end."""
+
+    def submit(self, call):
+        future = Future()
+        future.set_result(ToolResult("[1] Lanmouth of the long river (742): The road has wells.\n[2] Rakeld (3): no"))
+        return future
+
+
+def long_page(file, tokenizer, turns, **settings):
+    """A tree of three leaves and some turns."""
 
     def script(key, calls):
-        if calls < 24:
+        if calls < turns - 1:
             return "<think>the town is the river of the mayor</think><search>river</search>", calls / 9
         return "<think>so</think><answer>7</answer><|end|>", 1.0
 
-    settings = dict(num_generations=3, num_initial=2, max_tool_calls=30, max_turn_tokens=80, max_completion_length=3000)
-    (tree,) = grow(ScriptedSampler(tokenizer, script), ["the town is"], **settings)
-    file = tmp_path_factory.mktemp("deep") / "deep.html"
-    write_page(file, "tree", "deep", {"trees": [view(tree, tokenizer)]})
+    settings |= dict(num_generations=3, num_initial=2, max_tool_calls=30, max_turn_tokens=80)
+    (tree,) = grow(ScriptedSampler(tokenizer, script), ["the town is"], max_completion_length=3000, **settings)
+    write_page(file, "tree", file.stem, {"trees": [view(tree, tokenizer)]})
     return file
+
+
+@pytest.fixture(scope="module")
+def deep(tokenizer, tmp_path_factory):
+    return long_page(tmp_path_factory.mktemp("deep") / "deep.html", tokenizer, 25)
 
 
 @pytest.mark.parametrize("width", [800, 1280])
@@ -592,6 +604,41 @@ def test_long_trees_are_moved_sideways_and_their_leaves_stay_in_sight(open_page,
     turn, leaves = (page.locator(name).bounding_box() for name in ("[aria-selected=true]", ".leaves"))
     assert page.locator("[aria-selected=true]").get_attribute("aria-level") == "25"
     assert 0 < turn["x"] and turn["x"] + turn["width"] <= leaves["x"] + 1 and leaves["x"] + leaves["width"] <= width
+
+
+def test_a_tree_that_goes_on_says_so_and_one_of_nine_turns_fits(open_page, deep, tokenizer, tmp_path):
+    """Guards: last turns hidden behind the leaves, with nothing that tells of them."""
+    page = open_page(long_page(tmp_path / "nine.html", tokenizer, 9))
+    assert page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.getElementById('tree'))") <= 1
+    assert page.locator("#more").is_hidden() and page.locator(".turn").first.bounding_box()["width"] > 70
+    page = open_page(deep)
+    told = re.fullmatch(r"turns (\d+)–25 →", page.locator("#more").inner_text())
+    turns = [turn.bounding_box() for turn in page.locator(".turn").all()[:25]]  # the first path
+    edge = page.locator(".leaves").bounding_box()["x"]
+    assert int(told[1]) - 1 == sum(box["x"] + box["width"] <= edge + 1 for box in turns)
+    before = page.evaluate("document.getElementById('tree').scrollLeft")
+    page.locator("#more").click()
+    assert page.evaluate("document.getElementById('tree').scrollLeft") > before
+    page.evaluate("document.getElementById('tree').scrollLeft = 9999")
+    page.locator("#more").wait_for(state="hidden")
+
+
+def test_narrow_turns_show_what_decides(open_page, tokenizer, tmp_path):
+    """Guards: results cut before their deciding word, by a head that names what was searched for, and by room that the
+    turn above does not need; and the mark of the end broken over lines."""
+    page = open_page(long_page(tmp_path / "nine.html", tokenizer, 9, tools=Roads(), max_result_tokens=200))
+    read = page.locator(".turn .read").first
+    assert read.inner_text().startswith("The road has wells.") and "[2] Rakeld (3): no" in read.inner_text()
+    assert page.locator(".turn .tag", has_text="<|end|>").count() == 3 == page.get_by_text("<|end|>").count()
+    assert not any(tag.is_visible() for tag in page.locator(".turn .tag").all())
+    fits = "(e => e.scrollHeight <= e.clientHeight + 1)"
+    assert page.evaluate(f"[...document.querySelectorAll('.turn .read')].every({fits})")
+    # Lines, and how many the turn and the result need: both fit; one is short; both are long.
+    needs = [(8, 3, 3), (7, 2, 5), (7, 6, 1), (7, 9, 9), (4, 3, 3), (3, 3, 2), (2, 1, 4), (1, 1, 1), (5, 3, 0)]
+    assert page.evaluate("needs => needs.map((need) => lowerLines(...need))", needs) == [4, 5, 1, 5, 3, 2, 1, 0, 0]
+    page.set_viewport_size({"width": 3000, "height": 720})
+    page.get_by_text("<|end|>").first.wait_for()
+    assert read.inner_text().startswith("<result>[1] Lanmouth")
 
 
 def test_the_keys_lie_over_the_tree_and_leave_it_its_room(open_page, deep):

@@ -83,8 +83,10 @@ function build() {
   parts.found = el("span", { id: "found", role: "status" });
   parts.hint = el("p", { id: "hint" });
   parts.score = el("span", { id: "score" });
-  parts.savings = el("span", { id: "savings" }, DATA.trees.length > 1 ? "" : savings(tree));
+  parts.savings = el("span", { id: "savings" }, savings(tree));
   parts.legend = el("footer", {});
+  const onward = () => parts.tree.scrollBy({ left: parts.tree.clientWidth / 2 });
+  parts.more = el("button", { type: "button", id: "more", click: onward });
   parts.tree = el("section", { id: "tree", role: "tree", "aria-label": "the tree" });
   parts.panel = el("section", { id: "panel", hidden: "", "aria-live": "polite" });
   const accepted = tree.accepted.length
@@ -242,7 +244,7 @@ function nextMatch(by) {
 
 // ---------------------------------------------------------------- drawing
 
-const SIZES = { prompt: 34, head: 22, band: 30, line: 17.5 };
+const SIZES = { prompt: 34, head: 22, band: 30 };
 
 function draw() {
   for (const view of Object.keys(VIEWS)) parts[view].setAttribute("aria-pressed", view === state.view);
@@ -255,7 +257,7 @@ function draw() {
   const hits = nodes.filter((node) => shown(node) && matches(node));
   parts.found.textContent = state.query ? `${hits.indexOf(state.selected) + 1 || "–"} of ${hits.length}` : "";
   parts.score.textContent = score();
-  parts.savings.hidden = state.hidden.size > 0;
+  parts.savings.hidden = state.hidden.size > 0 || DATA.trees.length > 1;
   parts.legend.replaceChildren(...legend());
   drawPanel();
   if (TELLING[state.view] && state.hidden.size) drawWaiting();
@@ -293,9 +295,12 @@ function layout() {
   const height = Math.max(state.readable ? 46 : 7, Math.min(96, room / Math.max(1, row)));
   const columns = Math.max(...nodes.map((node) => node.depth)) + 1;
   const narrow = clientWidth / columns < 205; // many turns: their boxes and the leaves get along with less
-  const [leaf, gutter] = narrow ? [236, 38] : [292, 62];
-  const least = state.readable ? 210 : 134; // below that the tree is wider than the window, and is moved sideways
-  const width = Math.max(least, Math.min(520, (clientWidth - SIZES.prompt - leaf - 16) / columns));
+  const leaf = (narrow ? 220 : 292) - (state.hidden.size ? 48 : 0); // without the advantage
+  const fitting = Math.min(520, (clientWidth - SIZES.prompt - leaf - 16) / columns);
+  const least = state.readable ? 210 : 106; // below that the tree is wider than the window, and is moved sideways
+  const width = fitting >= least ? fitting : Math.max(least, 134);
+  const tight = width < 134;
+  const gutter = tight ? 32 : narrow ? 38 : 62;
   const y = (row, bands) => SIZES.head + row * height + bands * SIZES.band;
   return {
     tops,
@@ -303,6 +308,8 @@ function layout() {
     width,
     columns,
     narrow,
+    tight,
+    line: tight ? 14.75 : 17.5,
     leaf,
     gutter,
     y,
@@ -320,7 +327,7 @@ function place(element, left, top, width, height) {
 function drawTree() {
   const plan = layout();
   const links = svg("svg", { class: "links" });
-  const leaves = el("div", { class: "leaves" }, leafNames(plan)); // stays in sight where the tree is moved sideways
+  const leaves = el("div", { class: "leaves" }, leafNames(plan), parts.more); // stays in sight where the tree is moved sideways
   const drawn = [links, heads(plan)];
   DATA.trees.forEach((tree, t) => drawn.push(...drawRoot(tree, plan, plan.tops[t])));
   for (const node of nodes.filter(shown)) drawn.push(...drawNode(node, plan, links, leaves));
@@ -330,13 +337,28 @@ function drawTree() {
   const canvas = el("div", { class: "canvas" }, leaves, drawn);
   canvas.style.width = `${right + plan.leaf}px`;
   const wide = right + plan.leaf > parts.tree.clientWidth + 1;
-  const looks = { dense: plan.height < 30, narrow: plan.narrow, brief: plan.width < 200, wide };
+  const { narrow, tight } = plan;
+  const looks = { dense: plan.height < 30, narrow, tight, brief: plan.width < 215, wide, hides: state.hidden.size };
   parts.tree.className = Object.keys(looks)
     .filter((name) => looks[name])
     .join(" ");
   parts.tree.style.scrollPaddingRight = `${plan.leaf}px`;
   parts.tree.replaceChildren(canvas);
+  if (state.view === "text") dealLines();
   parts.tree.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  tellMore(plan);
+}
+
+/** Says which turns are behind the leaves, and leads to them. */
+function tellMore(plan) {
+  const edge = parts.tree.scrollLeft + parts.tree.clientWidth - plan.leaf;
+  const first = Array.from({ length: plan.columns }, (_, depth) => plan.x(depth) + plan.width - plan.gutter).findIndex(
+    (end) => end > edge + 1,
+  );
+  parts.more.hidden = first < 0;
+  parts.more.textContent = `${first + 1 < plan.columns ? `turns ${first + 1}–` : "turn "}${plan.columns} →`;
+  parts.tree.classList.toggle("goes-on", first >= 0);
+  parts.tree.onscroll = () => tellMore(plan);
 }
 
 function heads(plan) {
@@ -347,7 +369,8 @@ function heads(plan) {
 }
 
 function leafNames(plan) {
-  const names = ["leaf", "answer", "reward", state.hidden.size ? "" : "advantage"].map((name) => el("span", {}, name));
+  const told = ["leaf", "answer", "reward", ...(state.hidden.size ? [] : ["advantage"])];
+  const names = told.map((name) => el("span", {}, name));
   return place(el("div", { class: "leaf names" }, names), 0, 0, plan.leaf, SIZES.head);
 }
 
@@ -393,7 +416,7 @@ function drawNode(node, plan, links, leaves) {
     click: () => select(node, { open: node === state.selected ? !state.open : state.open }),
   });
   const drawn = [place(box, left, top, width, height)];
-  FILL[state.view](node, box, width, height);
+  FILL[state.view](node, box, width, height, plan.line);
   const end = left + width;
   for (const kid of kids)
     links.append(
@@ -442,7 +465,7 @@ function drawLeaf(node, height) {
   const kind = outcome(leaf, tree.accepted);
   const low = height < 13;
   const hides = state.hidden.size > 0; // numbers have gaps, and an advantage counts the leaves that are not shown
-  const texts = [hides ? "" : `${leaf.m}`, signed(leaf.reward), hides ? "" : signed(leaf.advantage)].map((text) =>
+  const texts = [hides ? "" : `${leaf.m}`, signed(leaf.reward), signed(leaf.advantage)].map((text) =>
     el("span", {}, low ? "" : text),
   );
   const answer = words(
@@ -456,8 +479,7 @@ function drawLeaf(node, height) {
     shape,
     answer,
     texts[1],
-    texts[2],
-    hides ? null : bar(leaf.advantage, tree, Math.min(8, height - 1)),
+    ...(hides ? [] : [texts[2], bar(leaf.advantage, tree, Math.min(8, height - 1))]),
   );
 }
 

@@ -3,25 +3,57 @@
 const MANY = 90; // tokens: more than a turn has room for on the page
 const FILL = { text: fillText, entropy: fillEntropy, credit: fillCredit };
 
-/** A text with its tags set back. */
+/** The tags of the format and a model's own marks, such as that of the end; they are set back. */
+const tagPattern = (tags) => `</?(?:${tags.join("|")})>|<\\|[^|<>\\s]+\\|>`;
+
 function withTags(text, tags) {
-  const pattern = new RegExp(`(</?(?:${tags.join("|")})>)`);
+  const pattern = new RegExp(`(${tagPattern(tags)})`);
   return text.split(pattern).map((part, i) => (i % 2 ? el("span", { class: "tag" }, part) : part));
 }
 
-function fillText(node, box, width, height) {
-  const lines = Math.max(height < 16 ? 0 : 1, Math.floor((height - 3) / SIZES.line));
-  const lower = node.read.length ? Math.floor(lines / 2) : 0;
-  const text = (kind, content, lines) => {
-    const made = el("bdi", { class: kind, dir: "auto" }, withTags(content.slice(0, 600), node.tree.tags));
-    made.style.setProperty("--lines", lines);
-    made.style.whiteSpace = lines > 1 ? "normal" : "nowrap";
-    made.classList.toggle("lines", lines > 1);
-    made.style.marginTop = kind === "wrote" ? `${Math.min(3, (height - 3) % SIZES.line) / 2}px` : "auto";
-    return made;
-  };
-  if (lines) box.append(text("wrote", node.text, lines - lower));
-  if (lower) box.append(text("read", node.readText, lower));
+/** A result with its tags, and the heads of its hits, "[1] title (address):", set back. */
+function withHeads(text, tags) {
+  const parts = text.split(/(?<=^|>)(\[\d+\] .{1,99}?\(\S+\): )/m);
+  return parts.flatMap((part, i) => (i % 2 ? el("span", { class: "head" }, part) : withTags(part, tags)));
+}
+
+function fillText(node, box, width, height, line) {
+  const lines = Math.max(height < 16 ? 0 : 1, Math.floor((height - 3) / line));
+  const text = (kind, content) => el("bdi", { class: kind, dir: "auto" }, content);
+  const parts = [
+    text("wrote", withTags(node.text.slice(0, 600), node.tree.tags)),
+    text("read", withHeads(node.readText.slice(0, 600), node.tree.tags)),
+  ];
+  parts[0].style.marginTop = `${Math.min(3, (height - 3) % line) / 2}px`;
+  box.append(...parts.slice(0, lines > 1 && node.read.length ? 2 : lines ? 1 : 0));
+  box.dataset.lines = lines;
+}
+
+/** Deals out the lines of the turns' boxes, once they are on the page. */
+function dealLines() {
+  const boxes = [...parts.tree.querySelectorAll(".turn[data-lines]")].map((box) => {
+    const line = parseFloat(getComputedStyle(box).lineHeight);
+    const needs = [...box.querySelectorAll("bdi")].map((text) => Math.round(text.scrollHeight / line));
+    return { box, needs, lines: Number(box.dataset.lines) };
+  }); // all are measured before one is changed, or the page would be laid out once for each
+  for (const { box, needs, lines } of boxes) {
+    const lower = lowerLines(lines, ...needs);
+    [...box.querySelectorAll("bdi")].forEach((text, i) => {
+      const own = i ? lower : lines - lower;
+      text.style.setProperty("--lines", own);
+      text.style.whiteSpace = own > 1 ? "normal" : "nowrap";
+      text.classList.toggle("lines", own > 1);
+    });
+  }
+}
+
+/** Of a number of lines those for the result, by how many the turn and the result need. Where these are too many, the
+ * turn has a third, since the result is what was decided on. */
+function lowerLines(lines, wrote, read = 0) {
+  const half = Math.floor(lines / 2);
+  if (!read) return 0;
+  if (read > half) return Math.min(read, Math.max(lines - wrote, lines - Math.max(1, Math.floor(lines / 3))));
+  return Math.max(read, Math.min(half, lines - wrote));
 }
 
 // ---------------------------------------------------------------- entropy
@@ -34,9 +66,10 @@ const tallest = Math.max(
 /** Tokens on a ground that tells their entropy; those that the rule measures are underlined. */
 function tinted(node, limit) {
   const k = node.tree.rule.entropy_tokens;
+  const pattern = new RegExp(`^(?:${tagPattern(node.tree.tags)})$`);
   return node.tokens.slice(0, limit).map((token, i) => {
     const title = `entropy ${plain(node.entropies[i], 3)} nats; drawn with probability ${plain(Math.exp(node.logprobs[i]), 3)}`;
-    const tag = node.tree.tags.some((name) => token === `<${name}>` || token === `</${name}>`);
+    const tag = pattern.test(token);
     const made = el("span", { class: `token${i < k ? " first" : ""}${tag ? " tag" : ""}`, title }, token);
     made.style.setProperty("--share", `${Math.round(70 * Math.sqrt((node.entropies[i] ?? 0) / tallest))}%`);
     return made;
