@@ -7,7 +7,7 @@ const KEYS = {
   "b B": "next and previous decision of the branch rule; of copies the first",
   p: "hide the verdicts and what came of them; show all",
   "y n r": "a hand for a fork, a hand against it, reveal",
-  "Y N": "take a hand for, a hand against back",
+  "Y N": "take back a hand for, a hand against",
   h: "credit soft, hard, or as the run has it",
   "/": "search; Enter goes on, Escape ends it",
   z: "rows high enough to read, or all at once",
