@@ -448,7 +448,7 @@ function badge(node, plan) {
   const { delta, new_paths } = node.decision;
   const told = { asked: "vote", forked: `${new_paths} new`, refused: "no fork", spent: "spent" }[kind];
   const jump = kind === "asked" ? "ΔH ?" : signed(delta, plan.narrow ? 2 : 3);
-  const above = height < 18 ? null : el("span", { class: "above" }, jump);
+  const above = height < (plan.narrow ? 48 : 18) ? null : el("span", { class: "above" }, jump);
   const under = height < 48 || plan.narrow ? null : el("span", { class: "under" }, told);
   const title = kind === "asked" ? "hidden" : `ΔH ${signed(delta, 4)}: ${told}`;
   return el(
