@@ -298,7 +298,7 @@ def submit(flags) -> int:
     copy = the_copy(flags)
     file = copy.folder / f"submission-{copy.name}.json"
     file.write_text(json.dumps(submission(copy)) + "\n", encoding="utf-8")
-    print(f"{file} holds your attempts, the lines you wrote and your experiments; hand it in if you like.")
+    print(f"{file} holds your attempts, the lines you wrote, your hunt and your experiments; hand it in if you like.")
     return 0
 
 

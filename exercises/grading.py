@@ -53,7 +53,8 @@ class Verdict:
 def grade(copy: Copy, exercises: list[Exercise], seed: int, told: Callable[[str], None] = print) -> Iterator[Verdict]:
     """Runs the copy's code on inputs drawn from the seed, exercise by exercise, the blank ones first; tells of those
     that take long."""
-    written = [exercise for exercise in exercises if not untouched(exercise, copy.folder)]
+    left = {exercise.number: unwritten(exercise, copy.folder) for exercise in exercises}
+    written = [exercise for exercise in exercises if len(left[exercise.number]) < len(exercise.blanks)]
     yield from (Verdict(exercise.number, "blank") for exercise in exercises if exercise not in written)
     cases = {exercise.number: exercise.cases(seed) for exercise in written}
     cache = KNOWN / f"{seed}.json" if seed == copy.seed else None
@@ -61,14 +62,26 @@ def grade(copy: Copy, exercises: list[Exercise], seed: int, told: Callable[[str]
         found |= {"owner": owner(copy, found)}
         done = "error" in found or close(found["answers"], right_answers(exercise, seed))
         known = {} if done else mistakes_of(exercise, seed, cache)
-        yield judge(exercise, cases[exercise.number], found, known)
+        yield begun(judge(exercise, cases[exercise.number], found, known), left[exercise.number])
 
 
-def untouched(exercise: Exercise, folder: Path) -> bool:
-    """Whether all its blanks are as they were given."""
-    files = [folder / blank.file for blank in exercise.blanks]
-    texts = [file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "" for file in files]
-    return all(asking(told) in text for text, told in zip(texts, exercise.asks))
+def unwritten(exercise: Exercise, folder: Path) -> list[str]:
+    """file:line of its blanks that are as they were given."""
+    found = []
+    for blank, told in zip(exercise.blanks, exercise.asks):
+        file = folder / blank.file
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        at = [n for n, line in enumerate(lines, 1) if line.strip().startswith(asking(told))]
+        found += [f"{blank.file}:{n}" for n in at[:1]]
+    return found
+
+
+def begun(verdict: Verdict, left: list[str]) -> Verdict:
+    """That a part is still to write, before what can be said of the other part: an error, say, is worth knowing."""
+    if not left or verdict.kind == "waits":
+        return verdict
+    said = verdict.text if verdict.kind == "error" else ""
+    return Verdict(verdict.number, "begun", text=f"still to write: {', '.join(left)}\n{said}".strip())
 
 
 def right_answers(exercise: Exercise, seed: int) -> list[Any]:

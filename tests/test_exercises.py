@@ -95,8 +95,9 @@ def write(copy, number, text):
     """Puts a text in place of an exercise's first blank."""
     (exercise,) = [e for e in COURSE if e.number == number]
     file = copy.folder / exercise.blanks[0].file
-    (line,) = [line for line in file.read_text().splitlines() if f"exercise {number}: " in line]
-    file.write_text(file.read_text().replace(line.strip(), text))
+    line = asking(exercise.asks[0])
+    assert file.read_text().count(line) == 1
+    file.write_text(file.read_text().replace(line, text))
 
 
 @pytest.mark.slow
@@ -835,6 +836,21 @@ def test_what_python_cannot_read_is_the_error_of_one_exercise(tmp_path):
     ]
     assert [verdict.kind for verdict in verdicts] == ["waits", "error", "waits"]
     assert verdicts[0].text.startswith(f"advantage.py cannot be read: line {line}")
+
+
+def test_a_part_that_is_still_blank_is_named(tmp_path, monkeypatch):
+    """Guards: "still blank" to one who wrote half of it, or who left the given line as a comment."""
+    student = copies.make_copy(tmp_path / "ada", "ada", 5)
+    (exercise,) = [e for e in COURSE if e.number == 3]
+    assert len(grading.unwritten(exercise, student.folder)) == 3
+    write(student, 3, f"pass  # {asking(exercise.asks[0])}")
+    left = grading.unwritten(exercise, student.folder)
+    lines = (student.folder / "rollout.py").read_text().splitlines()
+    assert len(left) == 2 and all("exercise 3: " in lines[int(place.partition(":")[2]) - 1] for place in left)
+    found = {"error": "NameError: deltas", "at": "rollout.py:238: deltas", "answers": []}
+    monkeypatch.setattr(grading, "run_student", lambda folder, written, cases, told: [(e, found) for e in written])
+    (verdict,) = grading.grade(student, [exercise], 5)
+    assert verdict.kind == "begun" and verdict.text.startswith(f"still to write: {left[0]}, {left[1]}\nNameError")
 
 
 def test_an_experiment_is_chosen_predicted_and_allowed(copy, monkeypatch, capsys):
