@@ -34,9 +34,10 @@ Exercises about ARPO: you write the heart of it yourself, and are told in second
 For the teacher, with the files that were handed in (docs/teaching.md has a plan):
 
   python -m exercises rubric          a page on each exercise, the known mistakes and the bugs: not for students
-  python -m exercises summary FILES   students by exercises, and who made which mistake
+  python -m exercises summary FILES   students by exercises, and who made which mistake; --hunts: their hunts as well
   python -m exercises regrade --seed 7 FILES   everybody's code on other inputs
-  python -m exercises pool FILES      the experiments of a class in one table
+  python -m exercises pool FILES      the experiments of a class, a table each; --only NAME: one of them
+                                      (FILES may be a folder)
 
 Run these here or in the copy; write in the copy, with your editor. Any order will do; the easiest are 1, 5 and 6.
 Solutions are a file away, in this checkout: not looking is up to you.
