@@ -436,6 +436,8 @@ def test_the_arms_of_experiments_are_commands_of_train():
             read_flags(f"{experiment.flags} {flags} --output_dir none".split()) for flags in experiment.arms.values()
         ]
         assert len(set(map(str, configs))) == len(experiment.arms) >= 3
+    for flags in (hunt.FLAGS, *(experiment.flags for experiment in EXPERIMENTS.values())):
+        assert read_flags(f"{flags} --output_dir none --allow_unsafe_python".split()).allow_unsafe_python
 
 
 @pytest.mark.slow
