@@ -7,14 +7,17 @@ import re
 import shlex
 import sys
 import time
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from exercises import classroom, copies, grading, hunt
 from exercises.copies import Copy
 from exercises.course import Exercise, load_course
-from exercises.experiments import EXPERIMENTS
+from exercises.experiments import EXPERIMENTS, listed
 from exercises.experiments import run as run_experiment
 from exercises.patches import ROOT
+from exercises.submissions import read_submissions, submission
 
 GUIDE = """\
 Exercises about ARPO: you write the heart of it yourself, and are told in seconds what is right.
@@ -31,9 +34,10 @@ Exercises about ARPO: you write the heart of it yourself, and are told in second
 For the teacher, with the files that were handed in (docs/teaching.md has a plan):
 
   python -m exercises rubric          a page on each exercise, the known mistakes and the bugs: not for students
-  python -m exercises summary FILES   students by exercises, and who made which mistake
+  python -m exercises summary FILES   students by exercises, and who made which mistake; --hunts: their hunts as well
   python -m exercises regrade --seed 7 FILES   everybody's code on other inputs
-  python -m exercises pool FILES      the experiments of a class in one table
+  python -m exercises pool FILES      the experiments of a class, a table each; --only NAME: one of them
+                                      (FILES may be a folder)
 
 Run these here or in the copy; write in the copy, with your editor. Any order will do; the easiest are 1, 5 and 6.
 Solutions are a file away, in this checkout: not looking is up to you.
@@ -88,15 +92,21 @@ def build_parser() -> argparse.ArgumentParser:
     hunting.add_argument("--level", type=int, choices=(1, 2, 3), default=0, help="1 is easy to find; default any")
     hunting.add_argument("--seed", type=int, help="default the copy's own; the same for all is one bug for a class")
     trial = command("experiment", experiment)
-    trial.add_argument("name", choices=EXPERIMENTS)
+    trial.add_argument("name", choices=EXPERIMENTS, nargs="?", help="default: what there is to choose from")
     trial.add_argument("--predict", default="", help="what you expect, in a few words, before you see it")
+    for own in (hunting, trial):
+        own.add_argument("--allow_unsafe_python", action="store_true", help="where Python cannot be confined: macOS")
     command("submit", submit)
     command("rubric", rubric, copy=False).add_argument("numbers", metavar="N", nargs="*")
     for name, run in (("summary", summary), ("regrade", regrade), ("pool", pool)):
         own = command(name, run, copy=False)
-        own.add_argument("files", metavar="FILE", nargs="+", type=Path)
+        own.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder of them")
         if name == "regrade":
             own.add_argument("--seed", type=int, required=True, help="of the new inputs")
+        if name == "summary":
+            own.add_argument("--hunts", action="store_true", help="with what everybody wrote in the bug hunt")
+        if name == "pool":
+            own.add_argument("--only", choices=EXPERIMENTS, default="", help="this experiment alone")
     return parser
 
 
@@ -148,13 +158,17 @@ def fits(word: str, course: list[Exercise]) -> list[Exercise]:
 
 def start(flags) -> int:
     """makes a student's copy"""
-    if not re.fullmatch(copies.NAME, flags.name):
-        raise ValueError(f"expected a name of letters, digits, points and dashes, found {flags.name!r}")
-    folder = flags.folder or ROOT.parent / f"arpo-{flags.name}"
-    alike = [file.parent for file in copies_beside() if file.parent.name.casefold() == folder.name.casefold()]
+    name = unicodedata.normalize("NFC", flags.name)  # an accent is typed as one character here, as two there
+    if not copies.is_name(name):
+        better = "".join(char if copies.is_name(f"x{char}") else " " for char in name).strip(" .-")
+        such = f", such as {'-'.join(better.split())}" if better else ""
+        raise ValueError(f"expected a name of letters, digits, points and dashes{such}, found {flags.name!r}")
+    folder = flags.folder or ROOT.parent / f"arpo-{name}"
+    plain = lambda path: unicodedata.normalize("NFC", path.name).casefold()
+    alike = [file.parent for file in copies_beside() if plain(file.parent) == plain(folder)]
     if alike and not flags.folder:
         raise ValueError(f"expected a name that is not taken, found {alike[0]}: to begin anew, delete or rename it")
-    copy = copies.make_copy(folder, flags.name, copies.seed_of(flags.name))
+    copy = copies.make_copy(folder, name, copies.seed_of(name))
     print(f"{copy.folder} is yours: EXERCISES.md in it says what is to be written where.")
     print("Then, here or there: python -m exercises grade" + f" --copy {shlex.quote(str(folder))}" * bool(flags.folder))
     return 0
@@ -203,11 +217,12 @@ def grade(flags) -> int:
         kinds[verdict.number] = verdict.kind
         if verdict.kind != "blank":
             (title,) = [exercise.title for exercise in exercises if exercise.number == verdict.number]
-            told = {"right": "right", "waits": "waits"}.get(verdict.kind, "not yet")
+            told = {"right": "right", "waits": "waits", "begun": "begun"}.get(verdict.kind, "not yet")
             print(f"exercise {verdict.number}, {title}: {told}")
             print(f"{verdict.text}\n" if verdict.text else "", end="", flush=True)
         if verdict.kind not in ("blank", "waits"):
-            keep(copy, exercise=verdict.number, kind=verdict.kind, mistake=verdict.mistake, seed=seed)
+            named = {"mistake": verdict.mistake} | ({"perhaps": True} if verdict.perhaps else {})
+            keep(copy, exercise=verdict.number, kind=verdict.kind, seed=seed, **named)
     if blank := [str(number) for number, kind in kinds.items() if kind == "blank"]:
         print(f"still blank: {', '.join(blank)}")
     return 0 if set(kinds.values()) == {"right"} else 1
@@ -227,8 +242,10 @@ def bug(flags) -> int:
     about = copy.folder / "hunt.json"
     if not flags.check:
         seed = copy.seed if flags.seed is None else flags.seed
+        begun = hunt.Hunt.of(copy, seed, flags.level)
+        hunt.expect_none(begun)
         print("two short runs are made, which takes one to three minutes", flush=True)
-        hunt.plant(hunt.Hunt.of(copy, seed, flags.level))
+        hunt.plant(begun, f"{hunt.FLAGS}{' --allow_unsafe_python' * flags.allow_unsafe_python}")
         about.write_text(json.dumps({"seed": seed, "level": flags.level}), encoding="utf-8")
         print(f"{copy.folder / 'hunt'} has the runs A and B, answer.txt and test_hunt.py, both for you to fill in.")
         print("Then: python -m exercises bug --check")
@@ -239,6 +256,7 @@ def bug(flags) -> int:
         begun = hunt.Hunt.of(copy, **json.loads(about.read_text(encoding="utf-8")))
     except (ValueError, TypeError, LookupError):
         raise ValueError(f"{about}: expected a seed and a level, as `bug` wrote them") from None
+    print(f"your test is run {2 * hunt.TIMES} times, which takes a while", flush=True)
     found, said = hunt.check(begun)
     for what, right in found.items():
         print(f"{'yes' if right else 'no ':3s}  {what}")
@@ -252,21 +270,36 @@ def bug(flags) -> int:
 
 def experiment(flags) -> int:
     """runs the arms of a class experiment with your seed"""
+    if not flags.name:
+        print(listed())
+        return 0
     copy, name = the_copy(flags), flags.name
     print(f"{EXPERIMENTS[name].title}\nPredict first: {EXPERIMENTS[name].question}", flush=True)
-    result = run_experiment(name, copy.seed, lambda text: print(text, flush=True)) | {"predicted": flags.predict}
+    predicted = flags.predict or asked()
+    more = ("--allow_unsafe_python",) * flags.allow_unsafe_python
+    result = run_experiment(name, copy.seed, lambda text: print(text, flush=True), more) | {"predicted": predicted}
     (copy.folder / "experiments").mkdir(exist_ok=True)
     (copy.folder / "experiments" / f"{name}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(f"{result['seconds']} s of processor time. One run says little: hand it in (python -m exercises submit).")
     return 0
 
 
+def asked() -> str:
+    """The prediction, from whoever sits at the terminal; "" where nobody does."""
+    if not sys.stdin.isatty():
+        return ""
+    try:
+        return input("Your prediction, in a few words: ").strip()
+    except EOFError:
+        return ""
+
+
 def submit(flags) -> int:
     """writes the file to be handed in"""
     copy = the_copy(flags)
     file = copy.folder / f"submission-{copy.name}.json"
-    file.write_text(json.dumps(classroom.submission(copy)) + "\n", encoding="utf-8")
-    print(f"{file} holds your attempts, the lines you wrote and your experiments; hand it in if you like.")
+    file.write_text(json.dumps(submission(copy)) + "\n", encoding="utf-8")
+    print(f"{file} holds your attempts, the lines you wrote, your hunt and your experiments; hand it in if you like.")
     return 0
 
 
@@ -281,21 +314,29 @@ def rubric(flags) -> int:
 
 def summary(flags) -> int:
     """students by exercises, and who made which mistake"""
-    print(classroom.summary(classroom.read_submissions(flags.files)))
-    return 0
+    return of_a_class(flags.files, lambda s: [classroom.summary(s), *[classroom.hunts(s)] * flags.hunts])
 
 
 def regrade(flags) -> int:
     """everybody's code on other inputs"""
-    for line in classroom.regrade(classroom.read_submissions(flags.files), flags.seed):
-        print(line, flush=True)
-    return 0
+    return of_a_class(flags.files, lambda students: classroom.regrade(students, flags.seed))
 
 
 def pool(flags) -> int:
     """the experiments of a class in one table"""
-    print(classroom.pool(classroom.read_submissions(flags.files)))
-    return 0
+    return of_a_class(flags.files, lambda students: [classroom.pool(students, flags.only)])
+
+
+def of_a_class(files: list[Path], made: Callable[[dict], Iterable[str]]) -> int:
+    """Prints what is made of the files that can be read, then which cannot; exit code 1 if there are such."""
+    found = read_submissions(files)
+    try:
+        for text in made(found.students):
+            print(text, flush=True)
+    finally:
+        for line in (*found.said, *found.left_out):
+            print(line)
+    return 1 if found.left_out else 0
 
 
 if __name__ == "__main__":

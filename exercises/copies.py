@@ -6,7 +6,9 @@ grading (`grading.py`).
 
 import hashlib
 import json
+import secrets
 import shutil
+import unicodedata
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +35,6 @@ if not (checkout / "exercises").is_dir():
 here = ["--copy", str(Path(__file__).parent)] if sys.argv[1:] else []
 raise SystemExit(subprocess.call([sys.executable, "-m", "exercises", *sys.argv[1:], *here], cwd=checkout))
 '''
-NAME = r"\w[\w.-]*"  # of a student
 HIDDEN = "left out of this copy, since it would give exercise {} away"
 
 
@@ -45,6 +46,7 @@ class Copy:
     name: str
     seed: int
     version: str  # of the sources that it was made of
+    id: str = ""  # drawn by chance, to tell two of one name apart; copies of an older version have none
 
     @classmethod
     def open(cls, folder: Path) -> "Copy":
@@ -53,7 +55,8 @@ class Copy:
             raise ValueError(f"expected a copy made by `python -m exercises start NAME`, found no {file}")
         try:
             about = json.loads(file.read_text(encoding="utf-8"))
-            return cls(folder.resolve(), str(about["name"]), int(about["seed"]), str(about["version"]))
+            own = str(about["name"]), int(about["seed"]), str(about["version"]), str(about.get("id", ""))
+            return cls(folder.resolve(), *own)
         except (ValueError, LookupError, TypeError) as error:
             told = f"expected what `start` wrote, a name, a seed and a version, found {type(error).__name__}: {error}"
             raise ValueError(f"{file}: {told}") from None
@@ -86,11 +89,18 @@ class Copy:
 def checked_note(note: dict) -> dict:
     """A line of the attempts. Raises ValueError."""
     kinds = {"time": int, "exercise": int, "kind": str, "mistake": str, "seed": int, "hint": int, "hunt": list}
+    kinds["perhaps"] = bool  # the mistake explains only some of the answers
     graded = {"exercise", "kind", "mistake"}
     right = isinstance(note, dict) and "time" in note and (not graded & set(note) or graded <= set(note))
     if not right or any(not isinstance(value, kinds.get(name, object)) for name, value in note.items()):
         raise ValueError(f"expected an attempt, a hint or a hunt with its time, found {str(note)[:80]}")
     return note
+
+
+def is_name(text: str) -> bool:
+    """Letters, with their marks, and digits, points, dashes; none that could lead out of a folder."""
+    fits = lambda char: char.isalnum() or char in "_.-" or unicodedata.category(char).startswith("M")
+    return bool(text) and (text[0].isalnum() or text[0] == "_") and all(map(fits, text))
 
 
 def seed_of(name: str) -> int:
@@ -131,7 +141,7 @@ def make_copy(folder: Path, name: str, seed: int) -> Copy:
             f"{folder}: expected a new folder, found one that is not empty; choose another name or --folder"
         )
     write_project(folder, blank_texts())
-    about = {"name": name, "seed": seed, "version": version_of_sources()}
+    about = {"name": name, "seed": seed, "version": version_of_sources(), "id": secrets.token_hex(6)}
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     (folder / "exercises.py").write_text(FORWARD.format(checkout=str(ROOT)), encoding="utf-8")
     (folder / "EXERCISES.md").write_text(worksheet(load_course(), name), encoding="utf-8")

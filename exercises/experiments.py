@@ -77,6 +77,7 @@ OUTCOMES = {
     look: ("groups alike", "calls a leaf"),
 }
 SHARES = "held-out accuracy", "groups alike"  # the others are counts
+FEW = 4  # runs; of fewer the spread itself is hardly known
 
 
 def alike(right: list[float], size: int) -> float:
@@ -133,8 +134,17 @@ EXPERIMENTS = {
 }
 
 
-def run(name: str, seed: int, told: Callable[[str], None]) -> dict:
-    """All arms of an experiment with one seed."""
+def listed() -> str:
+    """The experiments, what each asks and what it compares."""
+    return "\n\n".join(
+        f"{name}: {experiment.title}\n  Predict: {experiment.question}\n"
+        + "\n".join(f"  {arm:8s} {flags}" for arm, flags in experiment.arms.items())
+        for name, experiment in EXPERIMENTS.items()
+    )
+
+
+def run(name: str, seed: int, told: Callable[[str], None], more: tuple[str, ...] = ()) -> dict:
+    """All arms of an experiment with one seed; `more` flags are about the machine and change no number."""
     from transformers.utils.logging import disable_progress_bar
 
     from train import read_flags
@@ -142,7 +152,9 @@ def run(name: str, seed: int, told: Callable[[str], None]) -> dict:
     disable_progress_bar()
     experiment, arms, started = EXPERIMENTS[name], {}, time.process_time()
     for arm, flags in experiment.arms.items():
-        config = read_flags([*experiment.flags.split(), *flags.split(), "--seed", str(seed), "--output_dir", "none"])
+        config = read_flags(
+            [*experiment.flags.split(), *flags.split(), "--seed", str(seed), "--output_dir", "none", *more]
+        )
         arms[arm] = experiment.measure(config)
         told(f"{arm:8s} " + "  ".join(f"{what} {value:,.4g}" for what, value in arms[arm].items()))
     seconds = round(time.process_time() - started)
@@ -170,8 +182,12 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def detectable(differences: list[float], runs: int) -> float:
-    """The true difference that so many runs would tell from 0 in four of five classes."""
-    return 2.8 * float(np.std(differences, ddof=1)) / math.sqrt(runs) if len(differences) > 1 else math.inf
+    """The true difference that so many runs would tell from 0 in four of five classes, by their spread. It must reach
+    beyond the interval's half width, since in half of all classes the mean falls short of the truth."""
+    from experiments.measures import t_quantile
+
+    reach = t_quantile(runs - 1) + t_quantile(runs - 1, 0.4)
+    return reach * float(np.std(differences, ddof=1)) / math.sqrt(runs)
 
 
 def checked_run(name: str, run: dict, seed: int) -> dict:
@@ -195,40 +211,66 @@ def checked_run(name: str, run: dict, seed: int) -> dict:
     return run
 
 
+def fitting(name: str, runs: dict[str, dict]) -> tuple[dict[str, dict], list[str]]:
+    """The runs that belong together, by student: of the commonest version and command, and each run once, under the
+    first name given, since nobody can tell from here whose it is. With them a line for each that is left out."""
+    kinds = Counter(run["hash"] for run in runs.values())
+    usual = max(kinds, key=lambda kind: (kinds[kind], kind == hash_of(name)))
+    kept, left_out = {}, []
+    for student, run in runs.items():
+        alike = [other for other, own in kept.items() if own["seed"] == run["seed"]]
+        copied = [other for other, own in kept.items() if own["arms"] == run["arms"]]
+        if run["hash"] != usual:
+            left_out.append(f"{student} is left out: a run of another version or command than most")
+        elif alike:
+            left_out.append(f"{student} is left out: the seed of {alike[0]}, and a seed is one run")
+        elif copied:
+            left_out.append(f"{student} is left out: the very numbers of {copied[0]}, which count once")
+        else:
+            kept[student] = run
+    return kept, left_out
+
+
 def pooled(name: str, runs: dict[str, dict]) -> str:
-    """The table of a class: `runs` by student. Raises ValueError where runs are not of one kind."""
+    """The table of a class: `runs` by student, all of one kind."""
     experiment = EXPERIMENTS[name]
-    kinds = {student: run["hash"] for student, run in runs.items()}
-    if len(set(kinds.values())) > 1:
-        usual, _ = Counter(kinds.values()).most_common(1)[0]
-        odd = ", ".join(student for student, kind in kinds.items() if kind != usual)
-        raise ValueError(f"{name}: expected runs of one version and one command, found others of {odd}; leave them out")
-    lines = [f"{name}: {experiment.title}", f"{len(runs)} runs, mean and 95% interval over runs", ""]
-    outcomes = list(next(iter(runs.values()))["arms"][next(iter(experiment.arms))])
-    lines.append(f"{'':20s}" + "".join(f"{outcome:>26s}" for outcome in outcomes))
     values = lambda arm, outcome: [run["arms"][arm][outcome] for run in runs.values()]
-    cell = lambda pair: f"{pair[0]:12,.4g} ± {pair[1]:<9,.3g}"
+    constant = lambda outcome: len({value for arm in experiment.arms for value in values(arm, outcome)}) == 1
+    every = OUTCOMES[experiment.measure]
+    outcomes = [outcome for outcome in every if not constant(outcome)] or list(every)
+    told = f"{len(runs)} runs, mean and 95% interval over runs" if len(runs) > 1 else "1 run: no interval yet"
+    told += "".join(f"; {o}: {values(next(iter(experiment.arms)), o)[0]:.4g} everywhere" for o in every if constant(o))
+    lines = [f"{name}: {experiment.title}", told, ""]
+    lines.append(f"{'':20s}" + "".join(f"{outcome:>26s}" for outcome in outcomes))
+    cell = lambda pair: f"{pair[0]:12,.4g} " + (f"± {pair[1]:<9,.3g}" if math.isfinite(pair[1]) else " " * 11)
     for arm in experiment.arms:
         lines.append(f"{arm:20s}" + "".join(f"{cell(interval(values(arm, o))):>26s}" for o in outcomes))
     for first, other in combinations(experiment.arms, 2):
         gaps = [list(np.subtract(values(first, o), values(other, o))) for o in outcomes]
         lines.append(f"{f'{first} - {other}':20s}" + "".join(f"{cell(interval(gap)):>26s}" for gap in gaps))
         lines += [f"{'  ' + what:20s}" + "".join(f"{text:>26s}" for text in row) for what, row in verdicts(gaps)]
-    lines.append(
-        "could be seen: the smallest true difference that so many runs would tell from 0 in four of five classes; "
-        "by thirty: that thirty would. Below, each run is a mark: 1, or how many stand there."
-    )
+    if len(runs) >= FEW:
+        lines.append(
+            "could be seen: the smallest true difference that so many runs would tell from 0 in four of five classes; "
+            "by thirty: that thirty would."
+        )
+    lines.append("Below, each run is a mark: 1, or how many stand there.")
     dots = [dotted(o, {arm: values(arm, o) for arm in experiment.arms}) for o in outcomes]
     return "\n".join([*lines, "", *dots, "", experiment.lesson])
 
 
 def verdicts(gaps: list[list[float]]) -> list[tuple[str, list[str]]]:
-    """What the runs say of each difference, and how small a one they and a class of thirty could have seen."""
-    said = []
+    """What the runs say of each difference, and how small a one they and a class of thirty could have seen, if they are
+    enough to say so."""
+    said, runs = [], len(gaps[0])
+    if runs < 2:
+        return []
     for gap in gaps:
         mean, half = interval(gap)
         said.append("not told from 0" if not abs(mean) > half else "above 0" if mean > 0 else "below 0")
-    now, thirty = ([f"{detectable(gap, runs):,.3g}" for gap in gaps] for runs in (len(gaps[0]), 30))
+    if runs < FEW:
+        return [("95% interval", said)]
+    now, thirty = ([f"{detectable(gap, many):,.3g}" for gap in gaps] for many in (runs, 30))
     return [("95% interval", said), ("could be seen", now), ("by thirty", thirty)]
 
 

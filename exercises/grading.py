@@ -18,11 +18,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from exercises.copies import Copy, version_of_sources
+from exercises.copies import Copy, blank_texts, version_of_sources
 from exercises.course import Exercise, Mistake, close
 from exercises.patches import ROOT, asking
 
@@ -39,8 +40,9 @@ ENDLESS = "your code did not come to an end (an endless loop?)"
 @dataclass(frozen=True)
 class Verdict:
     number: int
-    kind: str  # right, known, wrong, error, waits (for another file), blank
+    kind: str  # right, known, wrong, error, begun (a part is still blank), waits (for another exercise), blank
     mistake: str = ""  # the name of a known one
+    perhaps: bool = False  # which explains only some of the answers
     text: str = ""  # for the student
 
     @property
@@ -51,21 +53,35 @@ class Verdict:
 def grade(copy: Copy, exercises: list[Exercise], seed: int, told: Callable[[str], None] = print) -> Iterator[Verdict]:
     """Runs the copy's code on inputs drawn from the seed, exercise by exercise, the blank ones first; tells of those
     that take long."""
-    written = [exercise for exercise in exercises if not untouched(exercise, copy.folder)]
+    left = {exercise.number: unwritten(exercise, copy.folder) for exercise in exercises}
+    written = [exercise for exercise in exercises if len(left[exercise.number]) < len(exercise.blanks)]
     yield from (Verdict(exercise.number, "blank") for exercise in exercises if exercise not in written)
     cases = {exercise.number: exercise.cases(seed) for exercise in written}
     cache = KNOWN / f"{seed}.json" if seed == copy.seed else None
     for exercise, found in run_student(copy.folder, written, cases, told):
+        found |= {"owner": owner(copy, found)}
         done = "error" in found or close(found["answers"], right_answers(exercise, seed))
         known = {} if done else mistakes_of(exercise, seed, cache)
-        yield judge(exercise, cases[exercise.number], found, known)
+        yield begun(judge(exercise, cases[exercise.number], found, known), left[exercise.number])
 
 
-def untouched(exercise: Exercise, folder: Path) -> bool:
-    """Whether all its blanks are as they were given."""
-    files = [folder / blank.file for blank in exercise.blanks]
-    texts = [file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "" for file in files]
-    return all(asking(told) in text for text, told in zip(texts, exercise.asks))
+def unwritten(exercise: Exercise, folder: Path) -> list[str]:
+    """file:line of its blanks that are as they were given."""
+    found = []
+    for blank, told in zip(exercise.blanks, exercise.asks):
+        file = folder / blank.file
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        at = [n for n, line in enumerate(lines, 1) if line.strip().startswith(asking(told))]
+        found += [f"{blank.file}:{n}" for n in at[:1]]
+    return found
+
+
+def begun(verdict: Verdict, left: list[str]) -> Verdict:
+    """That a part is still to write, before what can be said of the other part: an error, say, is worth knowing."""
+    if not left or verdict.kind == "waits":
+        return verdict
+    said = verdict.text if verdict.kind == "error" else ""
+    return Verdict(verdict.number, "begun", text=f"still to write: {', '.join(left)}\n{said}".strip())
 
 
 def right_answers(exercise: Exercise, seed: int) -> list[Any]:
@@ -76,7 +92,7 @@ def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, li
     """`found` is what the student's process said, `known` what the known mistakes answer to the same cases."""
     number, answers = exercise.number, found.get("answers", [])
     if found.get("error", "").startswith(f"NotImplementedError: exercise {number}: "):
-        return Verdict(number, "blank")
+        return Verdict(number, "begun", text=f"still to write: {':'.join(found['at'].split(':')[:2])}")
     if "error" in found:
         return failed(exercise, cases, found)
     expected = [exercise.expected(case) for case in cases]
@@ -86,9 +102,9 @@ def judge(exercise: Exercise, cases: list[Any], found: dict, known: dict[str, li
     for mistake, same, whole in agreeing(exercise, answers, wrong, known):
         differs = contrast(exercise, cases[same[0]], answers[same[0]], expected[same[0]]) + printed(found)
         if whole:
-            return Verdict(number, "known", mistake.name, f"{mistake.why}\n{differs}")
+            return Verdict(number, "known", mistake.name, text=f"{mistake.why}\n{differs}")
         part = "\nOnly some of your answers are those of this mistake: something else is wrong as well, or instead."
-        return Verdict(number, "wrong", text=f"Perhaps: {mistake.why}{part}\n{differs}")
+        return Verdict(number, "wrong", mistake.name, True, f"Perhaps: {mistake.why}{part}\n{differs}")
     # Rounding is told last: where something is wrong to the eye, that is shown.
     first = next((n for n in wrong if not close(answers[n], expected[n], rel=1e-3, near=1e-3)), wrong[0])
     differs = contrast(exercise, cases[first], answers[first], expected[first])
@@ -100,14 +116,32 @@ def failed(exercise: Exercise, cases: list[Any], found: dict) -> Verdict:
     at, error = found["at"], found["error"]
     if other := re.match(r"NotImplementedError: (exercise \d+): ", error):
         return Verdict(exercise.number, "waits", text=f"This cannot be judged before {other[1]} is written.")
-    if error.startswith(UNREADABLE) and at and not at.startswith(tuple(blank.file for blank in exercise.blanks)):
-        return Verdict(exercise.number, "waits", text=f"This cannot be judged before Python can read {at}")
+    if error.startswith(UNREADABLE) and at and found.get("owner") != exercise.number:
+        file, _, line = at.partition(":")
+        return Verdict(exercise.number, "waits", text=f"{file} cannot be read: line {line}")
     lines = [error, at or "while your files were loaded, or what your code gave was read"]
     if "answers" in found and not error.startswith(UNLOADED):
         case = cases[len(found["answers"])]
         lines += [f"input:    {show(case)}", f"expected: {show(exercise.expected(case))}"]
     lines += [f"asked for: {', and '.join(exercise.asks)}"]
     return Verdict(exercise.number, "error", text="\n".join(lines) + printed(found))
+
+
+def owner(copy: Copy, found: dict) -> int | None:
+    """The exercise in whose lines Python cannot read a file, by the nearest blank that is filled; None if that is not
+    why, or no such line."""
+    file, _, rest = found.get("at", "").partition(":")
+    if not found.get("error", "").startswith(UNREADABLE) or file not in blank_texts():
+        return None
+    given, now = (
+        text.splitlines() for text in (blank_texts()[file], (copy.folder / file).read_text("utf-8", "replace"))
+    )
+    line = int(re.match(r"\d*", rest)[0] or 0) - 1
+    filled = {}
+    for kind, i, j, k, m in SequenceMatcher(None, given, now).get_opcodes():
+        for asked in re.findall(r"\(['\"]exercise (\d+): ", "\n".join(given[i:j])) if kind != "equal" else []:
+            filled[int(asked)] = min(abs(k - line), abs(m - 1 - line)) if not k <= line < m else 0
+    return min(filled, key=filled.get, default=None)
 
 
 def printed(found: dict) -> str:
@@ -119,8 +153,8 @@ def agreeing(exercise: Exercise, answers: list, wrong: list[int], known: dict) -
     """The mistakes that explain wrong answers, at least the largest, the most telling; which of them; and whether it
     has all answers alike, the right ones, too."""
     found = []
-    for mistake in exercise.mistakes:
-        if own := known.get(mistake.name):
+    for name, mistake in exercise.ways.items():
+        if own := known.get(name):
             same = [n for n in wrong if close(answers[n], own[n])]
             found += [(mistake, same, close(answers, own))] if wrong[-1] in same else []
     return sorted(found, key=lambda pair: (not pair[2], -len(pair[1])))
@@ -240,8 +274,7 @@ def mistakes_of(exercise: Exercise, seed: int, cache: Path | None) -> dict[str, 
         kept = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
     kept = kept if isinstance(kept, dict) and kept.get("version") == version else {"version": version}
     if number not in kept:
-        cases = exercise.cases(seed)
-        kept[number] = {mistake.name: exercise.answers(cases, mistake) for mistake in exercise.mistakes}
+        kept[number] = exercise.known(seed)
         with suppress(OSError):  # such as a checkout that may only be read
             if cache:
                 cache.parent.mkdir(exist_ok=True)

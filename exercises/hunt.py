@@ -91,10 +91,14 @@ class Hunt:
         return swapped([UNGUARDED, self.bug.swap] if run == self.bugged else [UNGUARDED])
 
 
-def plant(hunt: Hunt, flags: str = FLAGS) -> None:
-    """Makes the two runs and what the student fills in. Raises ValueError where there is a hunt already."""
+def expect_none(hunt: Hunt) -> None:
+    """Raises ValueError where there is a hunt already."""
     if hunt.folder.exists():
         raise ValueError(f"{hunt.folder}: expected no hunt yet, found one; delete the folder to begin another")
+
+
+def plant(hunt: Hunt, flags: str = FLAGS) -> None:
+    """Makes the two runs and what the student fills in."""
     with tempfile.TemporaryDirectory() as place:
         jobs = []
         for run in "AB":
@@ -110,6 +114,12 @@ def plant(hunt: Hunt, flags: str = FLAGS) -> None:
             write_index(hunt.folder / run)  # to which the trees' pages lead back
     (hunt.folder / "answer.txt").write_text(ANSWER.format(flags=flags), encoding="utf-8")
     (hunt.folder / "test_hunt.py").write_text(TEST, encoding="utf-8")
+
+
+def points(right: list[str]) -> int:
+    """Of five, by the names that `check` gives. A test that passes on both says nothing: it counts as a pair."""
+    test = [what for what in right if str(what).startswith("the test ")]
+    return len(right) - len(test) % 2
 
 
 def check(hunt: Hunt) -> tuple[dict[str, bool], str]:

@@ -130,9 +130,9 @@ class Interval:
 
 
 @cache
-def t_quantile(freedom: int) -> float:
-    """The 97.5% point of Student's t."""
-    return float(mpmath.findroot(lambda t: beyond(t, freedom) - 0.05, (1.5, 15), solver="anderson", tol=1e-12))
+def t_quantile(freedom: int, chance: float = 0.05) -> float:
+    """What Student's t is farther from 0 than with this chance: 0.05 is its 97.5% point, 0.4 its 80% point."""
+    return float(mpmath.findroot(lambda t: beyond(t, freedom) - chance, (0.8, 15), solver="anderson", tol=1e-12))
 
 
 def beyond(t: float, freedom: int) -> float:

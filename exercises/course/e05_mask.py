@@ -76,6 +76,12 @@ EXERCISE = Exercise(
             "You marked the results, too: the model is taught to write search results itself, and will make them up.",
         ),
         Mistake(
+            "the other way round",
+            RIGHT,
+            "own += [0] * len(turn_ids) + [1] * len(result_ids)",
+            "You exchanged the two: the model learns to write what the world answers, and nothing of what it chose.",
+        ),
+        Mistake(
             "the end is not learned",
             RIGHT,
             "own += [1] * (len(turn_ids) - (result is None)) + [0] * (len(result_ids) + (result is None))",

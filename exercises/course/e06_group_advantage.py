@@ -37,7 +37,7 @@ def probe(case):
     return [values, sum(value == 0 for row, got in zip(case, values) for value in got if min(row) == max(row))]
 
 
-MEAN = "rewards - rewards.mean(-1, keepdim=True)"
+MEAN = "(rewards - rewards.mean(-1, keepdim=True)).masked_fill(same, 0)"
 
 EXERCISE = Exercise(
     number=6,
@@ -61,9 +61,10 @@ EXERCISE = Exercise(
         Mistake(
             "mean over the batch",
             MEAN,
-            "rewards - rewards.mean()",
+            "(rewards - rewards.mean()).masked_fill(same, 0)",
             "You subtracted the mean over all questions. An easy question's leaves are then all good and a hard one's "
             "all bad: you reward the question, not what the policy did with it.",
+            also="rewards - rewards.mean()",
         ),
         Mistake(
             "no exact zero",
@@ -75,24 +76,26 @@ EXERCISE = Exercise(
         Mistake(
             "median",
             MEAN,
-            "rewards - rewards.median(-1, keepdim=True).values",
+            "(rewards - rewards.median(-1, keepdim=True).values).masked_fill(same, 0)",
             "You took the median. A group's advantages must add up to 0, or every question pushes on the whole.",
         ),
         Mistake(
             "rewards as they are",
             MEAN,
-            "rewards",
+            "rewards.masked_fill(same, 0)",
             "You left the rewards as they are: without a baseline all leaves of an easy question are pushed up, the "
             "worst "
             "of them, too.",
+            also="rewards",
         ),
         Mistake(
             "mean over the questions",
             MEAN,
-            "rewards - rewards.mean(0, keepdim=True)",
+            "(rewards - rewards.mean(0, keepdim=True)).masked_fill(same, 0)",
             "You took the mean over the first axis: leaf 3 of one question was compared with leaf 3 of another, which "
             "has "
             "nothing to do with it.",
+            also="rewards - rewards.mean(0, keepdim=True)",
         ),
     ),
 )

@@ -57,6 +57,7 @@ def probe(case):
 
 
 MEAN = "(descends @ advantages) / descends.sum(-1)"
+BOTH = 'if attribution == "soft":\n        return advantages.expand_as(descends)\n    if attribution == "hard":'
 
 EXERCISE = Exercise(
     number=7,
@@ -109,8 +110,20 @@ EXERCISE = Exercise(
             "You took the first leaf below the node. Reorder the siblings and the loss changes.",
         ),
         Mistake(
+            "always soft",
+            'if attribution == "soft":',
+            'if attribution in ("soft", "hard"):',
+            "You answer soft to both: `attribution` says which of the two is asked.",
+        ),
+        Mistake(
+            "always hard",
+            BOTH,
+            'if attribution in ("soft", "hard"):',
+            "You answer hard to both: `attribution` says which of the two is asked.",
+        ),
+        Mistake(
             "soft and hard exchanged",
-            'if attribution == "soft":\n        return advantages.expand_as(descends)\n    if attribution == "hard":',
+            BOTH,
             'if attribution == "hard":\n        return advantages.expand_as(descends)\n    if attribution == "soft":',
             "You exchanged the two: soft leaves every leaf its own advantage, hard gives a shared token one for all.",
         ),

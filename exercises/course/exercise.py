@@ -28,6 +28,7 @@ class Mistake:
     new: str
     why: str
     file: str = ""  # default: that of the exercise's first blank
+    also: str = ""  # the same mistake in another way, in the place of `new`
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ class Exercise:
     def places(self) -> list[str]:
         """file:function of the blanks, each once."""
         return list(dict.fromkeys(f"{blank.file}:{blank.function}" for blank in self.blanks))
+
+    @property
+    def ways(self) -> dict[str, Mistake]:
+        """All ways to make the mistakes, each by a name of its own."""
+        others = {f"{m.name}, otherwise": replace(m, new=m.also) for m in self.mistakes if m.also}
+        return {mistake.name: mistake for mistake in self.mistakes} | others
+
+    def known(self, seed: int) -> dict[str, list[Any]]:
+        """What the mistakes answer."""
+        cases = self.cases(seed)
+        return {name: self.answers(cases, mistake) for name, mistake in self.ways.items()}
 
     def cases(self, seed: int) -> list[Any]:
         return self.code.cases(Random(f"{seed}/{self.number}"))
