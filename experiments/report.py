@@ -202,7 +202,8 @@ def limits(cells: Cells, probes) -> list[str]:
         "steps for its calls, all but two arms at one learning rate that was tuned for none, and more steps help by "
         "themselves: "
         f"for equal calls {gain('two-passes', 'threshold-entropy')} by a second step on the same trees, "
-        f"{gain('grpo-m4', 'grpo')} by half the leaves, {gain('grpo-fast', 'grpo')} by twice the rate. For equal steps that is out of the way, but so are the calls "
+        f"{gain('grpo-m4', 'grpo')} by half the leaves, {gain('grpo-fast', 'grpo')} by twice the rate. For equal "
+        "steps that is out of the way, but so are the calls "
         "that forks save.",
         "That entropy alone tells a rule from its control: "
         + "; ".join(f"{placed(arm)} against {placed(other)}" for arm, other in controls)
