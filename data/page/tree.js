@@ -141,7 +141,7 @@ function legend() {
     DATA.trees.some((tree) => tree.leaves.some((leaf) => outcome(leaf, tree.accepted) === kind)),
   );
   const leaves = kinds.map((kind) => el("span", {}, mark(kind, 14), OUTCOMES[kind]));
-  const verdicts = { forked: "forked", refused: "asked, no fork", spent: "would fork, budget spent" };
+  const verdicts = { forked: "forked; numbers are ΔH", refused: "ΔH too small", spent: "would fork, budget spent" };
   if (state.hidden.size) verdicts.asked = "vote";
   return [leaves, Object.entries(verdicts).map(([kind, told]) => el("span", {}, diamond(kind), told))].flat();
 }
