@@ -498,6 +498,10 @@ def test_the_packed_sequence_in_the_page(open_page, forked):
     page.keyboard.press("4")
     rows = page.locator(".segment")
     assert rows.count() == 10 and rows.nth(0).locator("b").inner_text() == "prompt"
+    assert "leaf 0" in page.locator(".segment.self").inner_text()  # its last token, which sees its whole path
+    assert page.locator(".segment.seen").count() == 2
+    for _ in range(8):
+        page.keyboard.press("ArrowUp")
     for _ in range(3):
         page.keyboard.press("ArrowDown")
     assert "leaf 1" in page.locator(".segment.self").inner_text()

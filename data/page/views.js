@@ -326,8 +326,12 @@ function leavesOf(node) {
   return first === last ? `leaf ${first}` : `leaves ${first}–${last}`;
 }
 
-/** Where the selected turn begins in the sequence, if this part has it. */
-const firstToken = () => packedSegments().find((segment) => segment.owner === state.selected)?.start ?? 0;
+/** Where the selected turn begins in the sequence; without one here, the last token that leaf 0's path wrote. */
+function firstToken() {
+  const segments = packedSegments();
+  const ends = segments.find(({ owner }) => owner?.leaf) ?? segments[0];
+  return segments.find(({ owner }) => owner && owner === state.selected)?.start ?? ends.start + ends.length - 1;
+}
 
 const owning = (segments, token) => segments.findLast((segment) => segment.start <= token);
 
