@@ -265,6 +265,8 @@ def bug(flags) -> int:
             f"what pytest said {'without' if not found['the test passes without the bug'] else 'with'} the bug:\n{said}"
         )
     keep(copy, hunt=[what for what, right in found.items() if right])
+    if all(found.values()):
+        print(hunt.lesson(begun))
     return 0 if all(found.values()) else 1
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -30,7 +31,7 @@ from exercises.patches import ROOT, asking
 KNOWN = ROOT / "exercises" / ".known"  # what the known mistakes answer, by seed; no student needs to see it
 SECONDS = 10  # of processor time for an exercise; the first needs some to load what the project stands on
 PATIENCE = 60  # seconds by the clock for an exercise
-SILENCE = 5  # seconds after which it is said that something is still going on
+SILENCE = 5  # seconds of processor time after which it is said that something is still going on; or half the patience
 LONGEST = 600  # characters of an answer that are shown
 UNREADABLE = "SyntaxError", "IndentationError", "TabError"  # of one file, which others need
 UNLOADED = *UNREADABLE, "ImportError", "ModuleNotFoundError"
@@ -119,9 +120,13 @@ def failed(exercise: Exercise, cases: list[Any], found: dict) -> Verdict:
     if error.startswith(UNREADABLE) and at and found.get("owner") != exercise.number:
         file, _, line = at.partition(":")
         return Verdict(exercise.number, "waits", text=f"{file} cannot be read: line {line}")
-    lines = [error, at or "while your files were loaded, or what your code gave was read"]
-    if "answers" in found and not error.startswith(UNLOADED):
+    loaded = "answers" in found and not error.startswith(UNLOADED)
+    if not at and not error.startswith("ValueError: "):  # which a check raises that says itself what it found
+        at = "while what your code gave was read" if loaded else "while your files were loaded"
+    lines = [error, *([at] if at else [])]
+    if loaded:
         case = cases[len(found["answers"])]
+        lines += [f"({exercise.told})"] * bool(exercise.told)
         lines += [f"input:    {show(case)}", f"expected: {show(exercise.expected(case))}"]
     lines += [f"asked for: {', and '.join(exercise.asks)}"]
     return Verdict(exercise.number, "error", text="\n".join(lines) + printed(found))
@@ -150,13 +155,14 @@ def printed(found: dict) -> str:
 
 
 def agreeing(exercise: Exercise, answers: list, wrong: list[int], known: dict) -> list[tuple[Mistake, list[int], bool]]:
-    """The mistakes that explain wrong answers, at least the largest, the most telling; which of them; and whether it
-    has all answers alike, the right ones, too."""
+    """The mistakes that explain wrong answers, the last and most telling one, or half of them; which of them; and
+    whether it has all answers alike, the right ones, too."""
     found = []
     for name, mistake in exercise.ways.items():
         if own := known.get(name):
             same = [n for n in wrong if close(answers[n], own[n])]
-            found += [(mistake, same, close(answers, own))] if wrong[-1] in same else []
+            telling = wrong[-1] in same or 2 * len(same) >= max(4, len(wrong))
+            found += [(mistake, same, close(answers, own))] if telling else []
     return sorted(found, key=lambda pair: (not pair[2], -len(pair[1])))
 
 
@@ -176,7 +182,7 @@ def short(text: str) -> str:
 def show(value: Any) -> str:
     """Plain values on a line, numbers to four digits."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value + 0.0:.4g}"  # -0.0 is 0
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, dict):
@@ -238,15 +244,27 @@ def listen(stream, token: bytes, lines: queue.Queue) -> None:
 
 def next_line(process: subprocess.Popen, lines: queue.Queue, number: int, told: Callable) -> bytes:
     """Ends a process that only waits; one that computes ends itself."""
-    with suppress(queue.Empty):
-        return lines.get(timeout=SILENCE)
-    told(f"exercise {number} is still running; it is ended after {SECONDS} s of processor time, or {PATIENCE} s in all")
-    with suppress(queue.Empty):
-        return lines.get(timeout=PATIENCE - SILENCE)
+    begun, used, said = time.monotonic(), processor_time(process.pid), False
+    while (waited := time.monotonic() - begun) < PATIENCE:
+        with suppress(queue.Empty):
+            return lines.get(timeout=min(0.5, PATIENCE - waited))
+        if not said and (processor_time(process.pid) - used > SILENCE or waited > PATIENCE / 2):
+            told(
+                f"exercise {number} is still running; it is ended after {SECONDS} s of processor time, or {PATIENCE} s"
+            )
+            said = True
     process.send_signal(signal.SIGXCPU)
     with suppress(queue.Empty):
         return lines.get(timeout=SILENCE)
     return b""
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that a process has computed; 0 where the system does not say, or the process is no more."""
+    with suppress(OSError, ValueError, LookupError):
+        numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def ended(process: subprocess.Popen, folder: Path, errors: Path) -> dict:

@@ -13,7 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import unified_diff
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -91,13 +94,17 @@ class Hunt:
         return swapped([UNGUARDED, self.bug.swap] if run == self.bugged else [UNGUARDED])
 
 
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 def expect_none(hunt: Hunt) -> None:
     """Raises ValueError where there is a hunt already."""
     if hunt.folder.exists():
         raise ValueError(f"{hunt.folder}: expected no hunt yet, found one; delete the folder to begin another")
 
 
-def plant(hunt: Hunt, flags: str = FLAGS) -> None:
+def plant(hunt: Hunt, flags: str = FLAGS, told: Callable[[str], None] = say) -> None:
     """Makes the two runs and what the student fills in."""
     with tempfile.TemporaryDirectory() as place:
         jobs = []
@@ -105,7 +112,8 @@ def plant(hunt: Hunt, flags: str = FLAGS) -> None:
             write_project(Path(place) / run, hunt.texts(run))
             arguments = [*flags.split(), "--output_dir", "run"]
             jobs.append({"folder": f"{place}/{run}", "command": "train", "arguments": arguments, "log": f"{place}/log"})
-        if any(codes := run_jobs(jobs)):
+        files = [Path(job["folder"], "run", "metrics.jsonl") for job in jobs]
+        if any(codes := run_jobs(jobs, lambda: progress(files), told)):
             raise ValueError(f"expected two runs, found exit codes {codes}: {Path(place, 'log').read_text()[-500:]}")
         for run in "AB":
             (hunt.folder / run).mkdir(parents=True)
@@ -114,6 +122,13 @@ def plant(hunt: Hunt, flags: str = FLAGS) -> None:
             write_index(hunt.folder / run)  # to which the trees' pages lead back
     (hunt.folder / "answer.txt").write_text(ANSWER.format(flags=flags), encoding="utf-8")
     (hunt.folder / "test_hunt.py").write_text(TEST, encoding="utf-8")
+
+
+def progress(files: list[Path]) -> str:
+    """How far runs are that are made one after the other, by their files of a line a step."""
+    begun = [file for file in files if file.exists()]
+    rows = begun[-1].read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if begun else []
+    return f"run {len(begun) or 1} of {len(files)}" + (f", step {json.loads(rows[-1])['step']}" if rows else "")
 
 
 def points(right: list[str]) -> int:
@@ -141,10 +156,11 @@ def check(hunt: Hunt) -> tuple[dict[str, bool], str]:
         logs = {run: (folder / "log").read_text(encoding="utf-8", errors="replace") for run, folder in trees.items()}
     ended = f"\nit did not end within {SECONDS} s"
     logs = {run: log + ended * (-signal.SIGALRM in codes[run]) for run, log in logs.items()}
+    near = names_file(said["place"], hunt.bug) and not names(said["place"], hunt.bug)
     clean = "A" if hunt.bugged == "B" else "B"
     found = {
         "the run": re.findall(r"\b[AB]\b", said["run"].upper()) == [hunt.bugged],
-        "the place": names(said["place"], hunt.bug),
+        "the place" + ": the file is right, the function is not" * near: names(said["place"], hunt.bug),
         "a symptom is named": bool(said["symptom"]) and not said["symptom"].startswith("("),
         "the test passes without the bug": codes[clean] == {0},
         "the test fails with the bug": codes[hunt.bugged] == {1},
@@ -162,6 +178,20 @@ def names(said: str, bug: Bug) -> bool:
     first, last = Blank(file, whole, "").lines(source(file))
     lines = [int(word) for word in words if word.isdecimal()]
     return file.rpartition("/")[2] in said and any(first - OFF <= line <= last + OFF for line in lines)
+
+
+def names_file(said: str, bug: Bug) -> bool:
+    """Whether an answer names the bug's file, and no other bug's."""
+    files = {other.swap.file for other in BUGS}
+    return {file for file in files if re.search(rf"\b{re.escape(Path(file).stem)}\b", said)} == {bug.swap.file}
+
+
+def lesson(hunt: Hunt) -> str:
+    """What was planted, for one who has found it."""
+    file, _, function = hunt.bug.place.partition(":")
+    before, after = (text.splitlines() for text in (source(file), hunt.bug.swap.apply(source(file))))
+    changed = [line for line in unified_diff(before, after, file, f"{file} of run {hunt.bugged}", lineterm="", n=1)]
+    return "\n".join([f"The bug was in {function}:", *changed, f"{hunt.bug.name}: {hunt.bug.shows}."])
 
 
 def read_answer(file: Path) -> dict[str, str]:
@@ -191,11 +221,20 @@ def run_tests(folders: list[Path], tests: list[str]) -> list[int]:
     return run_jobs(jobs)
 
 
-def run_jobs(jobs: list[dict]) -> list[int]:
-    """Exit codes, in the jobs' order."""
+def run_jobs(jobs: list[dict], progress: Callable[[], str] = str, told: Callable[[str], None] = print) -> list[int]:
+    """Exit codes, in the jobs' order. What `progress` says is told whenever it says something new."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", str(Path(__file__).with_name("forks.py"))]
-    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise ValueError(f"expected {len(jobs)} jobs to run, found: {done.stderr.strip()[-500:]}")
-    return [int(line) for line in done.stdout.split()]
+    pipes, said = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE), ""
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+        out, errors = None, ""
+        given: str | None = json.dumps(jobs)
+        while out is None:
+            if (now := progress()) != said:
+                told(said := now)
+            with suppress(subprocess.TimeoutExpired):
+                out, errors = process.communicate(given, timeout=1)
+            given = None  # once is enough
+    if process.returncode:
+        raise ValueError(f"expected {len(jobs)} jobs to run, found: {errors.strip()[-500:]}")
+    return [int(line) for line in out.split()]

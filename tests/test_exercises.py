@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from textwrap import indent
@@ -281,6 +282,14 @@ def test_a_place_may_be_named_loosely_but_only_one(said, right):
     (bug,) = [bug for bug in BUGS if bug.name == "a sibling with its origin's randomness"]
     first, last = Blank("rollout.py", "GrowingTree._branch", "").lines(source("rollout.py"))
     assert hunt.names(said.replace("LINE", str(last + 3)), bug) == right
+
+
+def test_one_who_has_the_file_is_told_so():
+    (bug,) = [bug for bug in BUGS if bug.name == "a sibling with its origin's randomness"]
+    assert hunt.names_file("rollout.py:GrowingTree.fork", bug) and not hunt.names_file("arpo or rollout", bug)
+    told = hunt.lesson(hunt.Hunt(Path("hunt"), bug, "B"))
+    assert "The bug was in GrowingTree._branch:" in told and f"{bug.name}: {bug.shows}." in told
+    assert any(line.startswith("+ ") and bug.swap.new.strip() in line for line in told.splitlines()), told
 
 
 @pytest.mark.slow
@@ -678,6 +687,12 @@ def test_the_command_can_be_said_in_the_copy(tmp_path):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and str(tmp_path / "moved") in done.stderr
 
 
+@cache
+def known_of(number):
+    (exercise,) = [e for e in COURSE if e.number == number]
+    return exercise.known(3)
+
+
 def graded(number, *codes):
     """The verdict on code in an exercise's blanks, in this process."""
     (exercise,) = [e for e in COURSE if e.number == number]
@@ -685,11 +700,9 @@ def graded(number, *codes):
     for blank, told, code in zip(exercise.blanks, exercise.asks, codes):
         (line,) = [line for line in texts[blank.file].splitlines() if asking(told) in line]
         texts[blank.file] = texts[blank.file].replace(line, indent(code, line[: len(line) - len(line.lstrip())]))
-    cases = exercise.cases(3)
+    cases, known = exercise.cases(3), known_of(number)
     answers = exercise.answers(cases, texts={blank.file: texts[blank.file] for blank in exercise.blanks})
-    return grading.judge(
-        exercise, cases, {"answers": json.loads(json.dumps(answers, default=plain))}, exercise.known(3)
-    )
+    return grading.judge(exercise, cases, {"answers": json.loads(json.dumps(answers, default=plain))}, known)
 
 
 OTHER_WAYS = [
@@ -718,6 +731,75 @@ def test_what_is_right_is_right_in_any_style(number, codes):
     its weight is."""
     verdict = graded(number, *codes)
     assert verdict.right, verdict.text
+
+
+DELTAS = "deltas = [round(p.entropy - p.start.initial_entropy, 6) / self.norm for p in places]"
+ODDS = "return cfg.base_prob + cfg.entropy_weight * delta, bar"
+GRANTS = """for i in sorted(range(len(places)), key=lambda i: {}):
+    if odds[i][0] > odds[i][1]:
+        granted[i] = min(cfg.fan_out, self.budget - sum(granted))"""
+MEASURED = "row.last_entropy = float(torch.tensor(turn.entropies[: self.config.entropy_tokens]).mean())"
+ONCE_RIGHT = [
+    (7, "hard is a column",
+     "if attribution == 'soft':\n    return advantages * torch.ones_like(descends)\n"
+     "if attribution == 'hard':\n    return (descends @ advantages / descends.sum(1))[:, None]"),
+    (7, "the mean of the children's means",
+     "if attribution == 'soft':\n    return advantages.expand_as(descends)\nif attribution == 'hard':\n    below = {}\n"
+     "    for n in reversed(range(len(parents))):\n        own = [below[c] for c, p in enumerate(parents) if p == n]\n"
+     "        below[n] = sum(own) / len(own) if own else (descends[n] @ advantages).item()\n"
+     "    return torch.tensor([below[n] for n in range(len(parents))])[:, None].expand_as(descends)"),
+    (2, "only the first start",
+     f"{MEASURED}\nif row.node == PROMPT and row.rank == 0:\n    row.initial_entropy = row.last_entropy",
+     "entropy = row.last_entropy"),
+    (2, "a fork's first turn is its beginning",
+     f"{MEASURED}\nif not row.start:\n    row.initial_entropy = row.last_entropy", "entropy = row.last_entropy"),
+    (3, "in the order of the margin", DELTAS, GRANTS.format("odds[i][1] - odds[i][0]"), ODDS),
+    (3, "in the order of ΔH", DELTAS, GRANTS.format("-deltas[i]"), ODDS),
+    (3, "more under the coin", DELTAS, GRANTS.format("-odds[i][0]")
+     + "\nif cfg.branch_rule == 'coin':\n    granted = [g + 1 for g in granted]", ODDS),
+    (3, "in turns", DELTAS, "for _ in range(cfg.fan_out):\n"
+     "    for i in sorted(range(len(places)), key=lambda i: -odds[i][0]):\n"
+     "        if odds[i][0] > odds[i][1] and sum(granted) < self.budget:\n            granted[i] += 1", ODDS),
+    (6, "equal in the whole batch",
+     "if (rewards == rewards[..., :1]).all():\n    return torch.zeros_like(rewards)\n"
+     "return rewards - rewards.mean(-1, keepdim=True)"),
+    (9, "clipped on one side at a time",
+     "ratio = (logprobs - old).exp()[:, None]\nhigh, low = 1 + config.epsilon_high, 1 - config.epsilon\n"
+     "clipped = torch.where(A > 0, ratio.clamp(max=high), ratio.clamp(min=low))\ngain = clipped * A"),
+    (12, "a bonus for a perfect answer alone",
+     "worked = {n.call.tool for n in nodes if n.result and n.result.outcome == 'ok'}",
+     "return -1.0 if not well_formed else accuracy + bonus * (accuracy > 0.9 and {'search', 'python'} <= tools_run)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number, name, codes", [(number, name, codes) for number, name, *codes in ONCE_RIGHT])
+def test_what_was_once_taken_for_right_is_a_known_mistake(number, name, codes):
+    """Guards: inputs that do not tell a wrong answer: one start, one rule, alike groups, a shape that broadcasts."""
+    verdict = graded(number, *codes)
+    assert (verdict.kind, verdict.mistake) == ("known", name), verdict.text
+
+
+@pytest.mark.parametrize("number, told, codes", [
+    (1, "That is the entropy at the sampling temperature|With --temperature",
+     ["q = (logits.float() / temperature).log_softmax(-1)\nentropies = -(q.exp() * q).sum(-1, keepdim=True)"]),
+    (6, "You divided by the deviation: ADVANTAGES does that",
+     ["return (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True) + 1e-8)"]),
+    (6, "Your mean has lost its axis", ["return rewards - rewards.mean(-1)"]),
+])  # fmt: skip
+def test_mistakes_that_come_with_another_are_told(number, told, codes):
+    """Guards: "none of the known mistakes" where one explains most answers and another the last."""
+    verdict = graded(number, *codes)
+    assert verdict.kind in ("known", "wrong") and any(text in verdict.text for text in told.split("|")), verdict.text
+
+
+def test_a_message_says_what_its_numbers_are():
+    """Guards: -0 beside an expected 0; an error whose expected answer has a number that nothing explains."""
+    (exercise,) = [e for e in COURSE if e.number == 6]
+    assert grading.show([-0.0, -0.5]) == "[0, -0.5]"
+    found = {"error": "RuntimeError: a size", "at": "advantage.py:9: return", "answers": [0]}
+    assert exercise.told in grading.judge(exercise, exercise.cases(1), found, {}).text
+    changed = {"error": "ValueError: rewards is changed", "at": "", "answers": []}
+    assert "loaded" not in grading.judge(exercise, exercise.cases(1), changed, {}).text
 
 
 CHANGED_INPUTS = [

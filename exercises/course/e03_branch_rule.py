@@ -23,15 +23,27 @@ def cases(rng):
     low = drawn[3]["places"][0]
     low[1] = round(low[0] - 0.2, 2)  # one below the bar
     drawn[2] |= {"threshold": 0.45}  # below alpha: small falls fork, too
+    # With β below 0 falls fork, and the highest P is not the highest ΔH.
+    falls = [[2.0, round(2 - rng.uniform(low, low + 0.2), 2)] for low in (0.3, 0.8)]
+    drawn.insert(3, {"places": falls, "budget": 1, **config, "fan_out": 1, "entropy_weight": -0.4})
+    # Under the coin each place has a bar of its own: those of the highest P here are close below it, or above.
+    rises = [round(rng.uniform(low, low + 0.2), 2) for low in (0.6, 1.0, 1.4, 1.8)]
+    coin = {"branch_rule": "coin", "base_prob": 0.4, "entropy_weight": 0.9, "threshold": 0.5, "fan_out": 1}
+    odds = [0.4 + 0.9 * rise / math.log(100) for rise in rises]
+    bars = [round(p + more, 3) for p, more in zip(odds, (-0.4, -0.2, -0.05, 0.1))]
+    places = [[0.5, round(0.5 + rise, 2)] for rise in rises]
+    drawn.insert(4, {"places": places[:3], "budget": 2, **coin, "coins": bars[:3]})
+    drawn.insert(5, {"places": places, "budget": 9, **coin, "coins": bars})
     return drawn
 
 
 def expected(case):
     """One place after the other: that of the highest P among those that are left, as long as P > τ and budget last."""
     seen = []
-    for before, after in case["places"]:
+    bars = case.get("coins") or [case["threshold"]] * len(case["places"])
+    for (before, after), bar in zip(case["places"], bars):
         delta = round(after - before, 6) / math.log(100)
-        seen.append([delta, case["base_prob"] + case["entropy_weight"] * delta, case["threshold"], 0])
+        seen.append([delta, case["base_prob"] + case["entropy_weight"] * delta, bar, 0])
     budget, left = case["budget"], list(range(len(seen)))
     while left:
         best = left[0]
@@ -48,9 +60,10 @@ def expected(case):
 def probe(case):
     from types import SimpleNamespace
 
+    import rollout
     from rollout import GrowingTree, Node, Place, RolloutConfig
 
-    names = "fan_out base_prob entropy_weight threshold".split()
+    names = {"fan_out", "base_prob", "entropy_weight", "threshold", "branch_rule"} & set(case)
     config = RolloutConfig(num_generations=20, num_initial=1, **{name: case[name] for name in names})
     tree = GrowingTree([1, 2], "key", 0, config, SimpleNamespace(tokenizer=None, vocab_size=100))
     tree.budget, tree._branch = case["budget"], lambda place, new: None  # growing is another exercise
@@ -58,10 +71,21 @@ def probe(case):
         tree.tree.nodes.append(Node([3, 4], [-1.0] * 2, [before] * 2, "call"))
         start = SimpleNamespace(key=f"key/{n}", ids=[1, 2, 3], initial_entropy=before, node=n)
         tree.places.append(Place(start, start, n, after, 0))
-    tree.fork()
+    drawn, coins = rollout.uniform, {f"key/{n}/coin": coin for n, coin in enumerate(case.get("coins", []))}
+    rollout.uniform = lambda key, position: coins.get(key, 0.5)  # the coins are those of the case
+    try:
+        tree.fork()
+    finally:
+        rollout.uniform = drawn
     seen = [node.decision for node in tree.tree.nodes]
     return [[d.delta, d.prob, d.bar, d.new_paths] for d in seen]
 
+
+GRANT = """for i in sorted(range(len(places)), key=lambda i: -odds[i][0]):
+            long_enough = cfg.fork_at == "result" or len(self.tree.nodes[places[i].turn].ids) > cfg.entropy_tokens
+            if long_enough and odds[i][0] > odds[i][1]:
+                granted[i] = min(cfg.fan_out, self.budget - sum(granted))
+"""
 
 EXERCISE = Exercise(
     number=3,
@@ -88,7 +112,8 @@ EXERCISE = Exercise(
         "exercise 3: return P_t and bar (cfg.base_prob is α, cfg.entropy_weight β)",
     ),
     modules=("rollout",),
-    told="places: [H_initial, H_t] of each; an answer has [ΔH, P_t, bar, new paths] for each",
+    told="places: [H_initial, H_t] of each; coins: under branch_rule 'coin' the bar of each; an answer has [ΔH, P_t, "
+    "bar, new paths] for each",
     hints=(
         "Go through the places in the order of falling P_t: sorted(range(len(places)), key=...).",
         "A place above the bar gets `fan_out` new paths, or what is left: `self.budget` less what was granted so far.",
@@ -119,6 +144,48 @@ EXERCISE = Exercise(
             "sorted(range(len(places)), key=lambda i: -odds[i][0])",
             "range(len(places))",
             "You served the places in their order. The first path got the last fork, though a later one jumped higher.",
+        ),
+        Mistake(
+            "in the order of the margin",
+            "key=lambda i: -odds[i][0]",
+            "key=lambda i: odds[i][1] - odds[i][0]",
+            "You served the places by P_t less its bar. Under the coin each place has a bar of its own, and luck would "
+            "then come before the jump: the highest P_t goes first.",
+        ),
+        Mistake(
+            "in the order of ΔH",
+            "key=lambda i: -odds[i][0]",
+            "key=lambda i: -deltas[i]",
+            "You served the places by ΔH. With β below 0 the highest ΔH has the lowest P_t: the highest P_t goes "
+            "first.",
+        ),
+        Mistake(
+            "τ under the coin",
+            "odds[i][0] > odds[i][1]",
+            "odds[i][0] > cfg.threshold",
+            "You compared with τ, whatever the rule. The bar of a place is odds[i][1]: under the coin that is the "
+            "coin.",
+        ),
+        Mistake(
+            "more under the coin",
+            "        return granted\n",
+            "        return [g + (cfg.branch_rule == 'coin') for g in granted]\n",
+            "Under the coin you grant a path too many at each place. The rules differ in their bar and in nothing "
+            "else.",
+        ),
+        Mistake(
+            "in turns",
+            GRANT,
+            "for i in sorted(range(len(places)), key=lambda i: -odds[i][0]) * cfg.fan_out:\n"
+            "            granted[i] += int(odds[i][0] > odds[i][1] and self.budget > sum(granted))\n",
+            "You dealt the paths out in turns, one to each place. The highest P_t takes all its Z first.",
+        ),
+        Mistake(
+            "all of Z or nothing",
+            "granted[i] = min(cfg.fan_out, self.budget - sum(granted))",
+            "granted[i] = cfg.fan_out * (self.budget - sum(granted) >= cfg.fan_out)",
+            "Where fewer than Z are left, you granted none. The place gets what is left: the budget is spent to the "
+            "end.",
         ),
         Mistake(
             "lowest first",

@@ -18,12 +18,18 @@ def expected(case):
     ids, turn, rows = [1, 2], [5] * case["tokens"], []
     for node, new in enumerate(case["new"]):
         ids = [*ids, *turn, 8, 9]
-        rows += [[list(ids), node, z, case["initial_entropy"], True, 3 + node, False] for z in range(1, new + 1)]
+        more = [True, 3 + node, False, len(ids), len(ids) + 20, node + 1]
+        rows += [[list(ids), node, z, case["initial_entropy"], *more] for z in range(1, new + 1)]
     rest = case["budget"] - sum(case["new"])
-    fresh = [[[1, 2], -1, 1 + sum(case["new"]) + n, None, False, 0, False] for n in range(rest)]
+    fresh = [[[1, 2], -1, 1 + sum(case["new"]) + n, None, False, 0, False, 2, 22, 0] for n in range(rest)]
     count = 1 + len(rows) + rest
     told = {"forks": rows, "left": rest, "left while a path goes on": rest}
-    return told | {"from the prompt": fresh, "different keys": count, "budget at the end": 0}
+    return told | {
+        "from the prompt": fresh,
+        "different keys": count,
+        "budget at the end": 0,
+        "keys are the same another time": True,
+    }
 
 
 def probe(case):
@@ -33,33 +39,37 @@ def probe(case):
 
     from rollout import GrowingTree, Node, Place, RolloutConfig
 
-    config = RolloutConfig(num_generations=1 + case["budget"], num_initial=1, max_turn_tokens=20)
-    tree = GrowingTree([1, 2], "key", 0, config, SimpleNamespace(tokenizer=None, vocab_size=100))
-    (row,) = tree.rows
-    row.initial_entropy, turn = case["initial_entropy"], [5] * case["tokens"]
-    tree.tree.nodes.append(Node(turn, [-1.0] * len(turn), [1.0] * len(turn), "call"))
-    row.ids, row.node = row.ids + turn, 0
-    for n, new in enumerate(case["new"]):
-        row.ids, row.turn_start = [*row.ids, 8, 9], len(row.ids) + 2  # a result
-        row.start = replace(row, start=None, rank=0)
-        tree.tree.nodes.append(Node(turn, [-1.0] * len(turn), [2.0] * len(turn), "call", parent=n))
-        row.ids, row.node, row.source = row.ids + turn, n + 1, 3 + n
-        tree._branch(Place(row.start, row, n + 1, 2.0, n), new)
-    own = lambda rows: [
-        [r.ids, r.node, r.rank, None if math.isnan(r.initial_entropy) else r.initial_entropy, r.may_branch, r.source]
-        + [r.start is not None]
-        for r in rows
-    ]
-    keys, forks, left = {row.key}, [r for r in tree.rows if r is not row], tree.budget
-    keys |= {r.key for r in forks}
-    tree.fork = lambda: None  # the rule is another exercise
-    tree.top_up()
-    going_on, tree.budget, tree.rows = tree.budget, left, []  # now all paths have ended
-    tree.top_up()
-    keys |= {r.key for r in tree.rows}
-    fresh = own(tree.rows)
-    told = {"forks": own(forks), "left": left, "left while a path goes on": going_on}
-    return told | {"from the prompt": fresh, "different keys": len(keys), "budget at the end": tree.budget}
+    def grow():
+        config = RolloutConfig(num_generations=1 + case["budget"], num_initial=1, max_turn_tokens=20)
+        tree = GrowingTree([1, 2], "key", 0, config, SimpleNamespace(tokenizer=None, vocab_size=100))
+        (row,) = tree.rows
+        row.initial_entropy, turn = case["initial_entropy"], [5] * case["tokens"]
+        tree.tree.nodes.append(Node(turn, [-1.0] * len(turn), [1.0] * len(turn), "call"))
+        row.ids, row.node = row.ids + turn, 0
+        for n, new in enumerate(case["new"]):
+            row.ids, row.turn_start = [*row.ids, 8, 9], len(row.ids) + 2  # a result
+            row.stop_at, row.called = len(row.ids) + 20, (*row.called, "search")
+            row.start = replace(row, start=None, rank=0)
+            tree.tree.nodes.append(Node(turn, [-1.0] * len(turn), [2.0] * len(turn), "call", parent=n))
+            row.ids, row.node, row.source = row.ids + turn, n + 1, 3 + n
+            tree._branch(Place(row.start, row, n + 1, 2.0, n), new)
+        began = lambda row: None if math.isnan(row.initial_entropy) else row.initial_entropy
+        where = lambda row: [row.ids, row.node, row.rank, began(row), row.may_branch, row.source]
+        limits = lambda row: [row.start is not None, row.turn_start, row.stop_at, len(row.called)]
+        own = lambda rows: [where(row) + limits(row) for row in rows]
+        keys, forks, left = {row.key}, [r for r in tree.rows if r is not row], tree.budget
+        keys |= {r.key for r in forks}
+        tree.fork = lambda: None  # the rule is another exercise
+        tree.top_up()
+        going_on, tree.budget, tree.rows = tree.budget, left, []  # now all paths have ended
+        tree.top_up()
+        keys |= {r.key for r in tree.rows}
+        fresh = own(tree.rows)
+        told = {"forks": own(forks), "left": left, "left while a path goes on": going_on}
+        return told | {"from the prompt": fresh, "different keys": len(keys), "budget at the end": tree.budget}, keys
+
+    told, keys = grow()
+    return told | {"keys are the same another time": keys == grow()[1]}
 
 
 EXERCISE = Exercise(
@@ -89,7 +99,8 @@ EXERCISE = Exercise(
         "exercise 4: where no row goes on (self.rows is empty), start what is left of the budget from the prompt",
     ),
     modules=("rollout",),
-    told="a row of an answer: [ids, node after which it begins, rank, H_initial, may fork, source, is asked again]",
+    told="a row of an answer: [ids, node after which it begins, rank, H_initial, may fork, source, is asked again, "
+    "where its turn begins, and must end, number of calls so far]",
     hints=(
         "A row's random numbers depend on its key and on the place of the token, and on nothing else.",
         "`start` is the path as it left the result; `place.row` is the same path a turn later. `self._start` starts "
@@ -117,6 +128,28 @@ EXERCISE = Exercise(
             'key=f"{start.key}/{len(ids)}.{z}"',
             'key=f"{start.key}/{len(ids)}"',
             "All siblings of a fork have one key: they draw the same numbers and are copies of each other.",
+        ),
+        Mistake(
+            "a key without the place",
+            'key=f"{start.key}/{len(ids)}.{z}"',
+            'key=f"{start.key}/{z}"',
+            "Your keys do not say where the path forked: the first sibling at its second result draws the same numbers "
+            "as that at the first.",
+        ),
+        Mistake(
+            "keys by chance",
+            'key=f"{start.key}/{len(ids)}.{z}"',
+            "key=f\"{start.key}/{__import__('random').random()}\"",
+            "Your keys are drawn by chance, and with them the siblings' tokens: the same seed gives another tree each "
+            "time. A key is made of the origin's and of the place.",
+        ),
+        Mistake(
+            "a row without its past",
+            "self.rows.append(replace(start, **own))",
+            "self.rows.append(Row(**own, turn_start=len(ids), stop_at=self.end, "
+            "initial_entropy=start.initial_entropy))",
+            "Your sibling is a new row: it has forgotten the calls of its path, or where its turn must end. "
+            "`replace(start, ...)` keeps all that is not changed.",
         ),
         Mistake(
             "no top-up",

@@ -6,10 +6,12 @@ from exercises.patches import Blank
 
 def cases(rng):
     word = lambda: "".join(rng.choice("abcdefg") for _ in range(rng.randint(2, 5)))
-    return [
+    drawn = [
         {"question": word(), "turns": [[word(), word() if n < calls else None] for n in range(calls + 1)]}
         for calls in (0, 1, 2, 3)
     ]
+    drawn[3]["turns"][1][1] = ""  # a result without a text
+    return drawn
 
 
 def expected(case):
@@ -62,7 +64,9 @@ EXERCISE = Exercise(
     answer="The end token is masked out with the padding, and the policy never learns to stop.",
     blanks=(Blank("data/format.py", "encode_turns", "own +="),),
     asks=("exercise 5: extend own for this turn, whose tokens are turn_ids and then result_ids",),
-    told="turns: what the policy wrote, and the result; an answer has the ones in the prompt, and the mask behind it",
+    told="a character is a token here, and a result stands between <result> and </result>, 17 more; turns: what the "
+    "policy wrote, and the result, None at the end, where the end token stands; an answer has the ones in the prompt, "
+    "and the mask behind it",
     modules=("data.format",),
     hints=(
         "`own` must stay as long as `ids`, to which `turn_ids` and then `result_ids` were added.",
@@ -74,6 +78,20 @@ EXERCISE = Exercise(
             RIGHT,
             "own += [1] * len(turn_ids) + [1] * len(result_ids)",
             "You marked the results, too: the model is taught to write search results itself, and will make them up.",
+        ),
+        Mistake(
+            "a turn's last token is not learned",
+            RIGHT,
+            "own += [1] * (len(turn_ids) - 1) + [0] * (len(result_ids) + 1)",
+            "You left out the last token of every turn, which ends a call's closing tag or the answer. The policy "
+            "wrote it: untaught, it would not learn when to stop and wait for the tool.",
+        ),
+        Mistake(
+            "the result's tags are learned",
+            RIGHT,
+            "own += [1] * len(turn_ids) + [int(not 8 <= n < len(result_ids) - 9) for n in range(len(result_ids))]",
+            "You marked the result's tags as the policy's. The environment writes <result> and </result>, as it writes "
+            "what stands between them: a policy that learns them makes up results.",
         ),
         Mistake(
             "the other way round",

@@ -50,7 +50,11 @@ def probe(case):
             descends[n, m] = 1
             n = parents[n]
     values, D = torch.tensor(case["advantages"]), descends.clone()
-    found = {kind: (attribute(values, descends, parents, kind) * D).tolist() for kind in ("soft", "hard")}
+    found = {}
+    for kind in ("soft", "hard"):
+        got = attribute(values, descends, parents, kind)
+        shape, asked = tuple(torch.as_tensor(got).shape), tuple(D.shape)
+        found[kind] = (got * D).tolist() if shape == asked else f"shape {shape}, asked for {asked}, (N, M): expand it"
     if not (values.equal(torch.tensor(case["advantages"])) and descends.equal(D)):
         raise ValueError("advantages or descends are changed in place: others need them, so work on a copy")
     return found
@@ -84,8 +88,8 @@ EXERCISE = Exercise(
             "sum for mean",
             MEAN,
             "(descends @ advantages)",
-            "You added up the descendants' advantages. A token that 6 leaves share has 6 terms in the loss already: "
-            "with the sum in each its pull is six times too strong.",
+            "You added up the descendants' advantages. A token that d leaves share has d terms in the loss already: "
+            "with the sum in each its pull is d times too strong.",
         ),
         Mistake(
             "mean over the tree",
@@ -108,6 +112,28 @@ EXERCISE = Exercise(
             MEAN,
             "advantages[descends.argmax(-1)]",
             "You took the first leaf below the node. Reorder the siblings and the loss changes.",
+        ),
+        Mistake(
+            "hard is a column",
+            "[:, None].expand_as(descends)",
+            "[:, None]",
+            "Your `hard` has one column, (N, 1). The numbers are right, but a term for each leaf is asked for, (N, M): "
+            "expand it, or the loss over it fails.",
+        ),
+        Mistake(
+            "soft is a row",
+            "return advantages.expand_as(descends)",
+            "return advantages",
+            "Your `soft` is the leaves' advantages as they came, (M,). A row of them is asked for at each node, (N, "
+            "M): expand it.",
+        ),
+        Mistake(
+            "the mean of the children's means",
+            MEAN,
+            "torch.stack((lambda f: [f(f, n) for n in range(len(parents))])(lambda f, n: torch.stack("
+            "[f(f, c) for c, p in enumerate(parents) if p == n] or [advantages[descends[n] > 0][0]]).mean()))",
+            "You took the mean of the children's means. A child with four leaves below it then counts as much as one "
+            "that is a leaf: a subtree counts by its leaves, not once.",
         ),
         Mistake(
             "always soft",

@@ -11,6 +11,7 @@ def cases(rng):
     for trees in shapes:
         sizes = [rng.sample(range(1, 12), len(parents)) for parents in trees]
         drawn.append({"trees": trees, "tokens": sizes, "limit": rng.randint(40, 60)})
+    drawn.append({**drawn[1], "shares": [[0.5, 0.5, 1.0]]})  # of the leaves: a start's weight, divided at its fork
     return drawn
 
 
@@ -33,9 +34,13 @@ def expected(case):
         "sequence_mean": lambda q, m: 1 / leaves / lengths[q][m],
         "constant": lambda q, m: 1 / leaves / case["limit"],
     }
+    shares = case.get("shares") or [[1.0] * len(own) for own in paths]
     return {
         kind: [
-            [[own(q, m) if n in path else 0.0 for m, path in enumerate(paths[q])] for n in range(len(parents))]
+            [
+                [own(q, m) * shares[q][m] if n in path else 0.0 for m, path in enumerate(paths[q])]
+                for n in range(len(parents))
+            ]
             for q, parents in enumerate(case["trees"])
         ]
         for kind, own in weight.items()
@@ -57,6 +62,8 @@ def probe(case):
                 n = parents[n]
         descends.append(D)
         lengths.append(torch.tensor([float(size) for size in sizes]) @ D)
+    if "shares" in case:
+        descends = [D * torch.tensor(own) for D, own in zip(descends, case["shares"])]
     kinds = "token_mean", "sequence_mean", "constant"
     given = [tensor.clone() for tensor in descends + lengths]
     found = {kind: [W.tolist() for W in loss_weights(descends, lengths, kind, case["limit"])] for kind in kinds}
@@ -72,7 +79,8 @@ EXERCISE = Exercise(
     core=True,
     task="Return W (N, M) for each tree. `token_mean`: each term counts 1 over the terms of all leaves of all trees. "
     "`sequence_mean`: 1 over the leaves of all trees and over the leaf's own tokens. `constant`: 1 over the leaves and "
-    "over `max_length`. 0 where the leaf does not pass through the node.",
+    "over `max_length`. 0 where the leaf does not pass through the node; and where D has a share in place of its 1, "
+    "that share of the weight.",
     idea="Denominators are decisions: over tokens, over leaves, over questions, and they are fixed for the whole "
     "batch.",
     misconception="a mean of means is the mean",
@@ -114,6 +122,13 @@ EXERCISE = Exercise(
             "D / (leaves * max_length)",
             "D / max_length",
             "You left out the number of leaves in `constant`: twice the batch would be twice the gradient.",
+        ),
+        Mistake(
+            "ones for shares",
+            "return [D / tokens for D in descends]",
+            "return [(D > 0) / tokens for D in descends]",
+            "You made ones of D again. With `--leaf_weights split` it holds shares, which divide a start's weight "
+            "among the paths at its forks: the term's weight is D over the denominator.",
         ),
         Mistake(
             "not summed over trees",

@@ -38,7 +38,9 @@ def expected(case):
             loss, slope, bites = loss - W * gain, slope - W * moves * ratio * A, bites or not moves
         slopes.append(slope)
         bitten += bites
-    return {"loss": loss, "gradient": slopes, "tokens where the clip bites": bitten}
+    ratios = [math.exp(gap) for gap in case["gap"]]
+    whole = {"ratio": [[r] for r in ratios], "clipped": [[min(max(r, low), high)] for r in ratios]}
+    return {"loss": loss, "gradient": slopes, "tokens where the clip bites": bitten} | whole
 
 
 def probe(case):
@@ -46,6 +48,7 @@ def probe(case):
 
     import torch
 
+    import arpo
     from arpo import UpdateConfig, policy_loss
 
     config = UpdateConfig(epsilon=case["epsilon"], epsilon_high=case["epsilon_high"])
@@ -59,7 +62,19 @@ def probe(case):
         raise ValueError("A, W or old is changed in place: they are needed as they were, so work on copies")
     loss.backward()
     bitten = {"tokens where the clip bites": sums["clip_fraction"]}  # counted by the lines after the blank
-    return {"loss": float(loss.detach()), "gradient": logprobs.grad.tolist()} | bitten
+    # Other surrogates are given the ratio and its clipped value: so is this one, which looks at them.
+    others, seen = arpo.SURROGATES, {}
+    arpo.SURROGATES = {"look": lambda ratio, clipped, *rest: seen.update(ratio=ratio, clipped=clipped) or ratio}
+    try:
+        looks = SimpleNamespace(**vars(config) | {"surrogate": "look"})
+        policy_loss(logprobs.detach(), old, batch, looks)
+    finally:
+        arpo.SURROGATES = others
+    whole = {}
+    for name, value in seen.items():
+        shape, asked = tuple(value.shape), (len(old), 1)
+        whole[name] = value.tolist() if shape == asked else f"shape {shape}, asked for {asked}, (S, 1)"
+    return {"loss": float(loss.detach()), "gradient": logprobs.grad.tolist()} | bitten | whole
 
 
 CLIPPED = "torch.min(ratio * A, clipped * A)"
@@ -113,6 +128,13 @@ EXERCISE = Exercise(
             "(logprobs - old).exp()[:, None]",
             "(old - logprobs).exp()[:, None]",
             "Your ratio is π_old over π: the gradient points the wrong way.",
+        ),
+        Mistake(
+            "clipped on one side at a time",
+            "ratio.clamp(1 - config.epsilon, 1 + config.epsilon_high)\n",
+            "torch.where(A > 0, ratio.clamp(max=1 + config.epsilon_high), ratio.clamp(min=1 - config.epsilon))\n",
+            "The loss is right, but `clipped` is not what is asked for: the ratio within its range on both sides, "
+            "(S, 1), whatever the advantage. Other surrogates, such as CISPO, use it.",
         ),
         Mistake(
             "no clip",

@@ -68,7 +68,7 @@ def probe(case):
     batch = pack(pieces)
     return {
         "positions": batch.positions.tolist(),
-        "sees": batch.mask.int().tolist(),
+        "sees": batch.mask.int().tolist() if batch.mask.dtype == torch.bool else f"numbers, {batch.mask.dtype}",
         "predicted from": batch.predict_from.tolist(),
         "targets": batch.targets.tolist(),
     }
@@ -115,6 +115,13 @@ EXERCISE = Exercise(
             "You numbered the tokens through. A second leaf's tokens then believe that they stand behind the first "
             "leaf, "
             "where they never stood when they were sampled.",
+        ),
+        Mistake(
+            "a mask of numbers",
+            MASK,
+            f"({MASK}).float()",
+            "Your mask is made of numbers. To the model a mask that is not bool is added to the scores: 1 and 0 hide "
+            "nothing.",
         ),
         Mistake(
             "a causal mask",
