@@ -21,7 +21,7 @@ from data.format import encode_prompt
 from data.settings import Natural, Positive, Settings, one_line_errors, parse
 from data.statistics import bootstrap
 from eval import open_policy
-from experiments.grid import PLACES
+from experiments.grid import FORKED
 from experiments.report import FORKS
 from experiments.run import config_of
 from rollout import Tree
@@ -37,13 +37,13 @@ class ForksConfig(Settings):
 def main() -> None:
     with one_line_errors("forks.py"):
         config = parse(ForksConfig, sys.argv[1:], "forks.py", __doc__, {})
-        names = list(dict.fromkeys(arm for pair in PLACES for arm in pair))
+        names = list(dict.fromkeys(arm for pair in FORKED for arm in pair))
         trees = {arm: grow(arm, config) for arm in names}
         found = {
             "questions": config.questions,
             "seed": config.seed,
             "arms": {arm: describe(own) for arm, own in trees.items()},
-            "pairs": {f"{arm} - {other}": elsewhere(trees[arm], trees[other]) for arm, other in PLACES},
+            "pairs": {f"{arm} - {other}": elsewhere(trees[arm], trees[other]) for arm, other in FORKED},
         }
         FORKS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(found, indent=1))

@@ -151,6 +151,8 @@ ARMS = MAIN | SCORES | METHODS | CONSTANTS | RATES | IDENTICAL | VIEWS
 # The arms whose places entropy chose, and those of the same rule whose places something else chose.
 BY_ENTROPY = ("threshold-entropy", "best-entropy", "coin-entropy")
 PLACES = [(arm, name) for arm in BY_ENTROPY for name, other in (MAIN | SCORES).items() if other.base == arm]
+# Pairs of which it is measured on how many forks they differ.
+FORKED = [*PLACES, ("views-threshold", "views-rate"), ("views-best", "views-lot")]
 # In the README: the main arms, and those that speak against choosing places by entropy.
 SHORT = (*MAIN, "best-lowest", "best-tail")
 

@@ -11,6 +11,8 @@ from experiments.grid import ARMS, CLAIMS, SAMPLES, Arm
 from experiments.measures import Interval
 from rollout import Decision, Node, Tree
 
+RATED = ("entropy", "grpo"), ("fast", "grpo-fast")  # the README's sentence on the learning rate
+
 
 def test_the_committed_page_is_made_from_the_committed_files():
     """Guards: a number on the page that no file holds, or results that came in after it was made."""
@@ -19,6 +21,8 @@ def test_the_committed_page_is_made_from_the_committed_files():
     assert report.page(cells, measured) == (report.HERE / "RESULTS.md").read_text(encoding="utf-8")
     readme = (report.HERE.parent / "README.md").read_text(encoding="utf-8")
     assert report.with_short_table(readme, cells) == readme
+    slow, fast = (measures.area_difference(cells, f"threshold-{a}", b, "calls") for a, b in RATED)
+    assert f"from {slow.mean:.1f} to {fast.text().strip('*').removeprefix('+')} points" in readme
 
 
 def test_the_declared_arms_differ_and_their_comparisons_exist():
